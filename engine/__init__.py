@@ -1,0 +1,38 @@
+"""Pure numerics: softmax and cross-entropy measured against certified truth. No HTTP, no files, no clock, no logging."""
+
+from __future__ import annotations
+
+from engine.codec import catalogue, encode, tensor
+from engine.errors import EngineError, InvalidProblem, Undecided, UnknownName
+from engine.formats import FORMATS, Format, round_array
+from engine.formats import find as find_format
+from engine.inputs import generate
+from engine.model import Evaluation, Outcome, Problem, TruthAnswer
+from engine.verify import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint
+
+__all__ = [
+    "FORMATS",
+    "SCHEMA",
+    "VERSION",
+    "EngineError",
+    "Evaluation",
+    "Format",
+    "InvalidProblem",
+    "Outcome",
+    "Problem",
+    "TruthAnswer",
+    "Undecided",
+    "UnknownName",
+    "catalogue",
+    "certify",
+    "digest",
+    "encode",
+    "estimate",
+    "estimate_truth",
+    "evaluate",
+    "find_format",
+    "fingerprint",
+    "generate",
+    "round_array",
+    "tensor",
+]

@@ -1,0 +1,131 @@
+"""Model to plain JSON data: non-finite numbers as the strings NaN, Infinity, -Infinity, integers above 2^53 as strings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from engine import formats
+from engine.errors import UnknownName
+from engine.formats import FORMATS
+from engine.inputs import FAMILIES
+from engine.model import Array, Outcome, TruthAnswer
+from engine.ops import OPS
+from engine.summation import SUMMATIONS
+from engine.truth import special_name
+from engine.variants import VARIANTS
+
+EXACT_INTEGER = 1 << 53
+
+
+def encode(value: Any) -> Any:
+    """Dataclasses to objects, arrays to nested lists, floats to numbers or the three strings.
+
+    A None in `values` or `truth` of an outcome, which were not asked for, is left out; any other None is a null.
+    """
+    kind = type(value)
+    if kind is float:
+        return value if isfinite(value) else special_name(value)
+    if kind is int:
+        return value if abs(value) <= EXACT_INTEGER else str(value)
+    if value is None or kind is str or kind is bool:
+        return value
+    if isinstance(value, TruthAnswer):
+        return {**_object(value), "rounded": tensor(value.rounded)}
+    if isinstance(value, Outcome):
+        return {k: v for k, v in _object(value).items() if v is not None or k not in ("values", "truth")}
+    if is_dataclass(value):
+        return _object(value)
+    if isinstance(value, np.ndarray):
+        return _elements(value)
+    if isinstance(value, Mapping):
+        return {key: encode(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [encode(item) for item in value]
+    raise TypeError(f"{kind.__name__} has no plain form")
+
+
+def tensor(array: Array) -> dict[str, Any]:
+    """A TENSOR of the contract: dtype, shape, nested data."""
+    return {"dtype": formats.of(array).name, "shape": list(array.shape), "data": _elements(array)}
+
+
+def catalogue(kind: str) -> list[dict[str, Any]]:
+    """The registry of that kind (ops, variants, formats, summations or inputs) as plain rows."""
+    if kind not in CATALOGUE:
+        raise UnknownName(f"unknown catalogue {kind!r}; known: {', '.join(CATALOGUE)}")
+    return [encode(row) for row in CATALOGUE[kind]()]
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return {field.name: encode(getattr(value, field.name)) for field in fields(value)}
+
+
+def _elements(array: Array) -> Any:
+    wide = array.astype(np.float64)
+    return wide.tolist() if np.isfinite(wide).all() else encode(wide.tolist())
+
+
+def _ops() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": op.name,
+            "formula": op.formula,
+            "tensors": ["logits", *op.tensors],
+            "output": {
+                "logits": "the logits' shape",
+                "rows": "B, the logits' shape without the last axis",
+                "jacobian": "B + [n, n]",
+            }[op.output],
+            "nonfinite": {"nan": float("nan"), "all_negative_infinity": op.fully_masked, "positive_infinity": op.infinite},
+        }
+        for op in OPS.values()
+    ]
+
+
+def _variants() -> list[dict[str, Any]]:
+    order = list(OPS)
+    rows = sorted(VARIANTS.values(), key=lambda row: order.index(row.op))
+    return [{name: getattr(row, name) for name in ("op", "name", "formula", "source", "hazard", "stable")} for row in rows]
+
+
+def _formats() -> list[dict[str, Any]]:
+    stored = (
+        "name",
+        "precision",
+        "emin",
+        "emax",
+        "exp_limit",
+        "bits",
+        "unit_roundoff",
+        "largest",
+        "smallest_normal",
+        "smallest_subnormal",
+    )
+    return [{**{name: getattr(row, name) for name in stored}, "aliases": list(row.aliases)} for row in FORMATS.values()]
+
+
+def _summations() -> list[dict[str, Any]]:
+    return [{"name": row.name, "description": row.description} for row in SUMMATIONS.values()]
+
+
+def _inputs() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": row.name,
+            "description": row.description,
+            "parameters": {name: _parameter(p) for name, p in row.parameters.items()},
+        }
+        for row in FAMILIES.values()
+    ]
+
+
+def _parameter(parameter: Any) -> dict[str, Any]:
+    return {field.name: getattr(parameter, field.name) for field in fields(parameter)}
+
+
+CATALOGUE = {"ops": _ops, "variants": _variants, "formats": _formats, "summations": _summations, "inputs": _inputs}

@@ -1,0 +1,17 @@
+"""What can go wrong in the engine. Messages name the value, the rule and the way out; they know no status codes."""
+
+
+class EngineError(Exception):
+    """Base of every error the engine raises on purpose."""
+
+
+class UnknownName(EngineError):
+    """A lookup in a registry missed; the message names what exists."""
+
+
+class InvalidProblem(EngineError):
+    """The inputs do not make a problem: a wrong shape, a target out of range, a value the format cannot hold."""
+
+
+class Undecided(EngineError):
+    """The precision cap was reached before a figure or a rounding was proven. Nothing is guessed."""

@@ -1,0 +1,196 @@
+"""Floating-point formats as rows, and the one place where an exact value is rounded to a format.
+
+The only file that knows bit widths. Everything rests on the ordinal: the number of representable steps from zero,
+negative below it, infinity being the one after the largest finite number. For the IEEE interchange formats and
+bfloat16 the ordinal of a non-negative number is its bit pattern.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import ml_dtypes
+import numpy as np
+
+from engine.errors import InvalidProblem, UnknownName
+from engine.model import Array
+from engine.registry import Registry
+
+
+@dataclass(frozen=True)
+class Format:
+    """A binary floating-point format with subnormals, infinities and NaN.
+
+    precision: significand bits, hidden bit included. emin, emax: exponents of the smallest normal number 2^emin and
+    of the top binade [2^emax, 2^(emax+1)). dtype: NumPy storage, little-endian in memory on every supported machine.
+    exp_limit: the largest number of the format whose exponential rounds to a finite one.
+    """
+
+    name: str
+    precision: int
+    emin: int
+    emax: int
+    dtype: np.dtype
+    exp_limit: float
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def bits(self) -> int:
+        """Storage width in bits."""
+        return self.dtype.itemsize * 8
+
+    @property
+    def unit_roundoff(self) -> float:
+        """u = 2^-precision."""
+        return 2.0**-self.precision
+
+    @property
+    def largest(self) -> float:
+        """The largest finite number."""
+        return float(2 - Fraction(1, 2 ** (self.precision - 1))) * 2.0**self.emax
+
+    @property
+    def smallest_normal(self) -> float:
+        """2^emin."""
+        return 2.0**self.emin
+
+    @property
+    def smallest_subnormal(self) -> float:
+        """The distance between neighbours around zero, 2^(emin - precision + 1)."""
+        return 2.0 ** (self.emin - self.precision + 1)
+
+    @property
+    def normal_ordinal(self) -> int:
+        """Ordinal of the smallest normal number."""
+        return 1 << (self.precision - 1)
+
+    @property
+    def infinity_ordinal(self) -> int:
+        """Ordinal of infinity: one more than that of the largest finite number."""
+        return (self.emax - self.emin + 2) << (self.precision - 1)
+
+
+FORMATS: Registry[Format] = Registry("format")
+for _row in (
+    Format("float16", 11, -14, 15, np.dtype(np.float16), float.fromhex("0x1.62cp+3"), ("fp16", "f16", "half")),
+    Format("bfloat16", 8, -126, 127, np.dtype(ml_dtypes.bfloat16), float.fromhex("0x1.62p+6"), ("bf16",)),
+    Format("float32", 24, -126, 127, np.dtype(np.float32), float.fromhex("0x1.62e42ep+6"), ("fp32", "f32", "single")),
+    Format("float64", 53, -1022, 1023, np.dtype(np.float64), float.fromhex("0x1.62e42fefa39efp+9"), ("fp64", "f64", "double")),
+):
+    FORMATS.add(_row.name, _row)
+
+IEEE = ("float16", "float32", "float64")
+AMBIGUOUS = {
+    "fp8": "float8_e4m3fn or float8_e5m2",
+    "f8": "float8_e4m3fn or float8_e5m2",
+    "float8": "float8_e4m3fn or float8_e5m2",
+    "e4m3": "float8_e4m3fn",
+    "float8_e4m3": "float8_e4m3fn",
+}
+_ALIASES = {alias: row.name for row in FORMATS.values() for alias in row.aliases}
+
+
+def find(name: str) -> Format:
+    """The format of that name or alias, in any case. Raises UnknownName, saying what exists or what is ambiguous."""
+    key = name.lower()
+    if key in AMBIGUOUS:
+        raise UnknownName(f"format {name!r} is ambiguous: say {AMBIGUOUS[key]} (known here: {', '.join(FORMATS)})")
+    return FORMATS[_ALIASES.get(key, key)]
+
+
+def of(array: Array) -> Format:
+    """The format an array is stored in. Raises InvalidProblem for any other dtype."""
+    for row in FORMATS.values():
+        if row.dtype == array.dtype:
+            return row
+    raise InvalidProblem(f"dtype {array.dtype} is no format; known: {', '.join(FORMATS)}")
+
+
+def round_ordinal(man: int, exp: int, fmt: Format) -> int:
+    """Ordinal of man * 2^exp rounded to nearest, ties to even, once; overflow goes to infinity as IEEE 754 4.3.1 says."""
+    if man == 0:
+        return 0
+    size = abs(man)
+    top = max(size.bit_length() + exp - 1, fmt.emin)
+    if top > fmt.emax + 1:
+        steps = fmt.infinity_ordinal
+    else:
+        shift = exp - (top - fmt.precision + 1)
+        kept = size << shift if shift >= 0 else _shift_even(size, -shift)
+        steps = min(((top - fmt.emin) << (fmt.precision - 1)) + kept, fmt.infinity_ordinal)
+    return steps if man > 0 else -steps
+
+
+def _shift_even(size: int, shift: int) -> int:
+    """size / 2^shift rounded to the nearest integer, ties to even; size >= 0."""
+    if shift > size.bit_length():
+        return 0
+    kept = size >> shift
+    rest = size - (kept << shift)
+    half = 1 << (shift - 1)
+    return kept + (rest > half or (rest == half and kept & 1))
+
+
+def round_rational(value: Fraction, fmt: Format) -> int:
+    """Ordinal of an exact rational rounded to nearest, ties to even, once."""
+    if value == 0:
+        return 0
+    num, den = abs(value.numerator), value.denominator
+    shift = max(0, fmt.precision + 3 + den.bit_length() - num.bit_length())
+    shift = min(shift, fmt.precision + 3 - fmt.emin) if num < den else shift
+    quotient, rest = divmod(num << shift, den)
+    steps = round_ordinal(2 * quotient + (rest != 0), -shift - 1, fmt)
+    return steps if value > 0 else -steps
+
+
+def exact(ordinal: int, fmt: Format) -> tuple[int, int]:
+    """The finite number of that ordinal as integers (man, exp): its value is man * 2^exp."""
+    size = abs(ordinal)
+    binade = max((size >> (fmt.precision - 1)) - 1, 0)
+    man = size - (binade << (fmt.precision - 1))
+    return (man if ordinal >= 0 else -man), fmt.emin - fmt.precision + 1 + binade
+
+
+def ordinals(array: Array, fmt: Format) -> Array:
+    """Ordinals of the elements as int64, same shape. NaN has none: its entry is beyond infinity_ordinal; mask it first."""
+    stored = np.ascontiguousarray(array, dtype=fmt.dtype)
+    bits = stored.view(f"i{fmt.dtype.itemsize}").astype(np.int64)
+    size = bits & ((1 << (fmt.bits - 1)) - 1)
+    return np.where(bits < 0, -size, size)
+
+
+def from_ordinals(values: Array, fmt: Format) -> Array:
+    """The inverse of ordinals: int64 ordinals to an array of the format, zeros positive."""
+    sign = np.where(values < 0, np.int64(-1) << (fmt.bits - 1), np.int64(0))
+    bits = (np.abs(values) | sign).astype(f"i{fmt.dtype.itemsize}")
+    return bits.view(fmt.dtype)
+
+
+def ulp_exponent(top: int, fmt: Format) -> int:
+    """log2 of ulp(T) for a T in the binade [2^top, 2^(top+1)): DESIGN 4, clamped to the format's binades."""
+    return min(max(top, fmt.emin), fmt.emax) - fmt.precision + 1
+
+
+def round_array(values: Array, fmt: Format) -> Array:
+    """Round to a format, to nearest even, once, whatever the input's format (all embed exactly in float64).
+
+    Returns a new array of fmt.dtype, same shape. Casts are not used to round: ml_dtypes takes float64 to bfloat16
+    through float32 and so rounds twice (NUMERICS 0 F4).
+    """
+    wide = np.asarray(values).astype(np.float64)
+    if fmt.dtype == np.float64:
+        return wide
+    finite = np.isfinite(wide)
+    man, exp = np.frexp(np.where(finite, wide, 0.0))
+    unit = np.maximum(exp - 1, fmt.emin) - fmt.precision + 1
+    steps = np.rint(np.ldexp(man, exp - unit))
+    with np.errstate(over="ignore"):
+        rounded = np.ldexp(steps, unit)
+    rounded = np.where(np.abs(rounded) > fmt.largest, np.copysign(np.inf, wide), np.copysign(rounded, wide))
+    return np.where(finite, rounded, wide).astype(fmt.dtype)
+
+
+def infinity(sign: float, fmt: Format) -> int:
+    """Ordinal of the infinity of that sign."""
+    return fmt.infinity_ordinal if sign > 0 else -fmt.infinity_ordinal

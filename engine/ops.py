@@ -1,0 +1,117 @@
+"""What each op is: its named input tensors, shapes, targets, domain, and what non-finite rows mean (DESIGN 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.errors import InvalidProblem
+from engine.model import Array, Problem
+from engine.registry import Registry
+
+MAX_RANK = 4
+
+
+@dataclass(frozen=True)
+class Op:
+    """A mathematical function of the last axis of its logits.
+
+    tensors: the inputs it needs besides the logits. output: "logits" (the logits' shape), "rows" (the logits' shape
+    without the last axis) or "jacobian" (the logits' shape with the last axis doubled).
+    fully_masked, infinite: the value every element takes on a row that is all -inf, and on a row with a +inf logit;
+    a row with a NaN is NaN in every op.
+    """
+
+    name: str
+    formula: str
+    tensors: tuple[str, ...]
+    output: str
+    fully_masked: float
+    infinite: float
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the output for logits of that shape."""
+        return {"logits": shape, "rows": shape[:-1], "jacobian": (*shape, shape[-1])}[self.output]
+
+    def width(self, n: int) -> int:
+        """Output elements per row of n logits."""
+        return {"logits": n, "rows": 1, "jacobian": n * n}[self.output]
+
+
+_NAN, _INF = float("nan"), float("inf")
+
+OPS: Registry[Op] = Registry("op")
+for _row in (
+    Op("softmax", "p_i = exp(x_i - L), L = log sum_j exp(x_j)", (), "logits", _NAN, _NAN),
+    Op("log_softmax", "l_i = x_i - L", (), "logits", _NAN, _NAN),
+    Op("logsumexp", "L = log sum_j exp(x_j)", (), "rows", -_INF, _INF),
+    Op(
+        "cross_entropy",
+        "-l_t for a class index t; -sum_i y_i l_i for a distribution y (y_i = 0 contributes 0)",
+        ("targets",),
+        "rows",
+        _NAN,
+        _NAN,
+    ),
+    Op("cross_entropy_grad", "p_i S - y_i, S = sum_i y_i (a class index: y one-hot, S = 1)", ("targets",), "logits", _NAN, _NAN),
+    Op("softmax_jacobian", "J_ij = p_i (delta_ij - p_j)", (), "jacobian", _NAN, _NAN),
+    Op("softmax_vjp", "p_i (g_i - sum_j g_j p_j)", ("grad_output",), "logits", _NAN, _NAN),
+):
+    OPS.add(_row.name, _row)
+
+
+def check(problem: Problem) -> Op:
+    """The op of a problem whose tensors fit it; else InvalidProblem naming the value, the rule and the way out."""
+    op = OPS[problem.op]
+    shape = problem.logits.shape
+    if not 1 <= len(shape) <= MAX_RANK:
+        raise InvalidProblem(
+            f"logits have rank {len(shape)}; the rank is 1 to {MAX_RANK}: a row, or a batch of rows on the last axis"
+        )
+    if 0 in shape:
+        raise InvalidProblem(f"logits have shape {list(shape)}; every extent is at least 1")
+    for name in ("targets", "grad_output"):
+        given = getattr(problem, name) is not None
+        if given != (name in op.tensors):
+            raise InvalidProblem(f"{op.name} {'takes no' if given else 'needs'} {name}")
+    if problem.targets is not None:
+        _check_targets(problem.targets, shape)
+    if problem.grad_output is not None:
+        _check_grad_output(problem.grad_output, shape)
+    return op
+
+
+def is_index(problem: Problem) -> bool:
+    """Whether the targets are class indices (shape B) rather than distributions (the logits' shape)."""
+    return problem.targets is not None and problem.targets.shape == problem.logits.shape[:-1]
+
+
+def _check_targets(targets: Array, shape: tuple[int, ...]) -> None:
+    n = shape[-1]
+    if targets.shape == shape[:-1]:
+        if not np.issubdtype(targets.dtype, np.integer):
+            raise InvalidProblem(
+                f"targets of shape {list(targets.shape)} are class indices and must be integers; "
+                f"a distribution has the logits' shape {list(shape)}"
+            )
+        if targets.size and not (targets.min() >= 0 and targets.max() < n):
+            bad = targets[(targets < 0) | (targets >= n)].flat[0]
+            raise InvalidProblem(f"target {bad} is out of range: class indices of {n} logits are 0 to {n - 1}")
+    elif targets.shape == shape:
+        values = targets.astype(np.float64)
+        if not (np.isfinite(values).all() and (values >= 0).all()):
+            bad = values[~(np.isfinite(values) & (values >= 0))].flat[0]
+            raise InvalidProblem(f"target {bad} is not a weight: distributions are finite and at least 0")
+    else:
+        raise InvalidProblem(
+            f"targets have shape {list(targets.shape)}; class indices have {list(shape[:-1])}, distributions {list(shape)}"
+        )
+
+
+def _check_grad_output(grad_output: Array, shape: tuple[int, ...]) -> None:
+    if grad_output.shape != shape:
+        raise InvalidProblem(f"grad_output has shape {list(grad_output.shape)}; it must be the logits' {list(shape)}")
+    values = grad_output.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise InvalidProblem(f"grad_output contains {values[~np.isfinite(values)].flat[0]}; it must be finite")

@@ -1,0 +1,600 @@
+"""Certified truth by mpmath, the judge of last resort. The only importer of mpmath.
+
+Every element of an output is written T = q + r: q an exact rational, r either exactly 0 or a real number of known sign
+that is computed to a proven relative accuracy, with no cancellation left to luck. With m the row maximum, k the number
+of logits equal to it, d_j = x_j - m (exact), s = sum over d_j < 0 of exp(d_j), S = k + s and L' = log S:
+
+    softmax             q = 1/k, r = -s/(k S) at the maxima;  q = 0, r = exp(d_i)/S elsewhere
+    log_softmax         q = d_i, r = -L'
+    logsumexp           q = m, r = L'
+    cross_entropy       q = sum y_i (m - x_i), r = Y L', Y = sum y_i (a class index: y one-hot)
+    cross_entropy_grad  q = Y/k - y_i, r = -Y s/(k S) at the maxima;  q = -y_i, r = Y exp(d_i)/S elsewhere
+    softmax_jacobian    see _jacobian;  softmax_vjp: see _vjp
+
+A-priori bound (NUMERICS 6.3), working precision P, v = 2^-P. mpmath's exp and log are taken to be off by at most 64 v
+relatively; its documentation promises all but the last bit and 0.5003 ulp is the worst seen, so 64 is the margin. Every
+other step is integer arithmetic truncated at 1 unit in P bits or better:
+
+    exp(d_j)   64 v
+    s          64 v + 1 v        (n truncations of 2^-(P + 8 + log2 n) of the largest term; all terms positive)
+    S          66 v              (s <= S)
+    L', k = 1  64 v + 65 v       (log1p(s): the relative condition s / ((1 + s) log1p s) is at most 1)
+    L', k > 1  64 v + 66 v / log 2
+    products and quotients of at most six of these: below 2^10 v.
+
+So with P = bits + GUARD, GUARD = 16, every r has a relative error below 2^-(bits + 6). Where q and r have opposite
+signs and come close, the width of the enclosure shows it and P is raised until it is below 2^-bits again.
+
+Sticky rule (NUMERICS 6.4): where r is smaller than 2^-P of q, the enclosure is a stand-in strictly beside q, on the
+side of r, inside the first quarter unit: it lies within 2^-bits of T and every decision at a resolution coarser than
+that unit (rounding, binade, comparison with a number of the format) is the one T itself gives. Without it
+log_softmax([1, -2^24]) in float32 would need 24 million bits.
+
+That raising the precision ends is a theorem (Lindemann-Weierstrass, NUMERICS 6.2): apart from the exact rational cases,
+which are handled as such, T is irrational, so it is never a midpoint of two numbers of a format.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from mpmath import libmp
+
+from engine.errors import Undecided
+from engine.model import Array
+
+GUARD = 16
+MAX_PRECISION = 8192
+MAX_ROW_BITS = 1 << 28
+
+Real = tuple[int, int]
+"""A positive real as (man, exp): man * 2^exp, to a relative accuracy stated where it is made."""
+Enclosure = tuple[int, int, int] | float
+"""(lo, hi, exp): lo * 2^exp <= T <= hi * 2^exp, or the stand-in of the sticky rule; or exactly nan, inf or -inf."""
+ZERO: Enclosure = (0, 0, 0)
+
+
+class _Wide(Exception):
+    """An enclosure came out too wide for the precision it was computed at."""
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Exact integers in one power-of-two unit: value_i = man_i * 2^exp."""
+
+    man: list[int]
+    exp: int
+
+
+def scaled(values: Array) -> Scaled:
+    """The exact integers of finite numbers (any format; all embed in float64)."""
+    wide = values.astype(np.float64)
+    fraction, exponent = np.frexp(wide)
+    man = (fraction * 2.0**53).astype(np.int64)
+    used = man != 0
+    unit = int(exponent[used].min()) - 53 if used.any() else 0
+    shifts = np.where(used, exponent - 53 - unit, 0)
+    return Scaled([m << s for m, s in zip(man.tolist(), shifts.tolist(), strict=True)], unit)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The finite logits of one row: deltas d_j = x_j - m in units of 2^exp, the maximum m in the same unit."""
+
+    deltas: list[int]
+    maximum: int
+    exp: int
+
+    @staticmethod
+    def of(logits: Array) -> Row:
+        x = scaled(logits)
+        top = max(x.man)
+        return Row([m - top for m in x.man], top, x.exp)
+
+    @cached_property
+    def counts(self) -> Counter[int]:
+        """How often each delta occurs."""
+        return Counter(self.deltas)
+
+
+class Exponentials:
+    """exp(d_j), s, S and L' of one row at one working precision, each computed once and only if asked for."""
+
+    def __init__(self, row: Row, precision: int) -> None:
+        self.row = row
+        self.precision = precision
+        self.ties = row.counts[0]
+
+    @cached_property
+    def exp(self) -> dict[int, Real]:
+        """exp(d) for every distinct d < 0."""
+        unit, precision = self.row.exp, self.precision
+        table = {}
+        for delta in self.row.counts:
+            if delta:
+                _, man, exp, _ = libmp.mpf_exp(libmp.from_man_exp(delta, unit), precision, "n")
+                table[delta] = (int(man), int(exp))
+        return table
+
+    @cached_property
+    def tail(self) -> Real | None:
+        """s, or None where it is exactly 0 (all logits equal)."""
+        counts = self.row.counts
+        return _sum_positive([(man * counts[d], exp) for d, (man, exp) in self.exp.items()], self.precision)
+
+    @cached_property
+    def total(self) -> Real:
+        """S = k + s, in units of 2^-(P + 8)."""
+        unit = self.precision + 8
+        man = self.ties << unit
+        if self.tail is not None:
+            man += _at(self.tail, -unit)
+        return man, -unit
+
+    @cached_property
+    def log_total(self) -> Real | None:
+        """L' = log(k + s), or None where it is exactly 0 (one finite logit)."""
+        if self.tail is None:
+            return None if self.ties == 1 else self._log((self.ties, 0))
+        if self.ties > 1:
+            return self._log(self.total)
+        man, exp = self.tail
+        return self.tail if man.bit_length() + exp < -self.precision else self._log((man + (1 << -exp), exp))
+
+    def _log(self, value: Real) -> Real:
+        _, man, exp, _ = libmp.mpf_log(libmp.from_man_exp(*value), self.precision, "n")
+        return int(man), int(exp)
+
+    @cached_property
+    def small(self) -> bool:
+        """Whether s < 1/2, so that the maxima are best written as a rational and a rest."""
+        return self.tail is None or self.tail[0].bit_length() + self.tail[1] < 0
+
+    def product(self, above: Sequence[Real], below: Sequence[Real] = ()) -> Real:
+        """Product of positive reals over another, truncated to P + 8 bits: at most one unit of error an operation."""
+        man, exp = _multiply(above, self.precision + 8)
+        if below:
+            low, low_exp = _multiply(below, self.precision + 8)
+            shift = self.precision + 8 + low.bit_length() - man.bit_length()
+            shift = max(shift, 0)
+            man, exp = (man << shift) // low, exp - low_exp - shift
+        return man, exp
+
+
+def _multiply(factors: Sequence[Real], keep: int) -> Real:
+    man, exp = 1, 0
+    for factor, factor_exp in factors:
+        man, exp = man * factor, exp + factor_exp
+        extra = man.bit_length() - keep
+        if extra > 0:
+            man, exp = man >> extra, exp + extra
+    return man, exp
+
+
+def _at(value: Real, unit: int) -> int:
+    """value truncated to a multiple of 2^unit, as an integer. The shift is cut off where nothing is left."""
+    man, exp = value
+    shift = exp - unit
+    if shift >= 0:
+        return man << shift
+    return man >> min(-shift, man.bit_length() + 1)
+
+
+def _sum_positive(terms: Sequence[Real], precision: int) -> Real | None:
+    """Sum of positive terms in one fixed unit, 2^-(P + 8 + log2 n) of the largest; None for an empty sum."""
+    if not terms:
+        return None
+    top = max(man.bit_length() + exp for man, exp in terms)
+    unit = top - precision - 8 - len(terms).bit_length()
+    return sum(_at(term, unit) for term in terms), unit
+
+
+def _top(man: int, exp: int) -> int:
+    return abs(man).bit_length() + exp
+
+
+@dataclass(frozen=True)
+class Signed:
+    """An enclosed signed real: lo * 2^exp <= value <= hi * 2^exp, never containing 0 unless it is exactly 0."""
+
+    lo: int
+    hi: int
+    exp: int
+
+    @property
+    def sign(self) -> int:
+        return (self.lo > 0) - (self.hi < 0)
+
+
+def _signed_sum(terms: Sequence[tuple[int, Real]], precision: int) -> Signed | None:
+    """sum of c_v e_v for exact integers c_v; None where every c_v is 0, so that the sum is exactly 0.
+
+    Each e_v is off by at most 2^(10 - P) relatively. Raises _Wide where the sign is not decided.
+    """
+    terms = [(c, e) for c, e in terms if c]
+    if not terms:
+        return None
+    top = max(_top(c * man, exp) for c, (man, exp) in terms)
+    unit = top - precision - 8 - len(terms).bit_length()
+    total = error = 0
+    for c, (man, exp) in terms:
+        part = _at((abs(c) * man, exp), unit)
+        total += part if c > 0 else -part
+        error += (part >> (precision - 10)) + 2
+    if abs(total) <= error:
+        raise _Wide
+    return Signed(total - error, total + error, unit)
+
+
+def _combine(q: tuple[int, int, int], r: Signed | None, precision: int, bits: int) -> Enclosure:
+    """The enclosure of T = q + r, q = num / den * 2^exp. Raises _Wide where it is wider than 2^-bits of T."""
+    num, den, exp = q
+    if r is None:
+        return _rational(num, den, exp, bits)
+    if num == 0:
+        return _narrow(r.lo, r.hi, r.exp, bits)
+    top_q = _top(num, exp) - den.bit_length()
+    top_r = max(_top(r.lo, r.exp), _top(r.hi, r.exp))
+    if top_r < top_q - precision:
+        return _beside(num, den, exp, r.sign, top_q - precision)
+    unit = max(top_q, top_r) - precision - 4
+    floor_q, rest = _divide(num, den, exp - unit)
+    lo, hi = _outward(r, unit)
+    return _narrow(floor_q + lo, floor_q + (rest != 0) + hi, unit, bits)
+
+
+def _divide(num: int, den: int, shift: int) -> tuple[int, int]:
+    """floor(num / den * 2^shift), and a rest that is 0 only where that is exact."""
+    return divmod(num << shift, den) if shift >= 0 else divmod(num, den << -shift)
+
+
+def _outward(r: Signed, unit: int) -> tuple[int, int]:
+    """Bounds of r as multiples of 2^unit, rounded outward; shifts are cut off where nothing but the sign is left."""
+    shift = r.exp - unit
+    if shift >= 0:
+        return r.lo << shift, r.hi << shift
+    shift = min(-shift, max(abs(r.lo), abs(r.hi)).bit_length() + 1)
+    return r.lo >> shift, -(-r.hi >> shift)
+
+
+def _narrow(lo: int, hi: int, exp: int, bits: int) -> Enclosure:
+    if lo <= 0 <= hi or (hi - lo) << bits > min(abs(lo), abs(hi)):
+        raise _Wide
+    return lo, hi, exp
+
+
+def _rational(num: int, den: int, exp: int, bits: int) -> Enclosure:
+    """An exact rational: itself where dyadic, else its neighbours at a width below 2^-bits."""
+    if num == 0:
+        return ZERO
+    if den & (den - 1) == 0:
+        return num, num, exp - den.bit_length() + 1
+    shift = max(0, bits + 2 + den.bit_length() - abs(num).bit_length())
+    floor = (num << shift) // den
+    return floor, floor + 1, exp - shift
+
+
+def _beside(num: int, den: int, exp: int, sign: int, unit: int) -> Enclosure:
+    """The sticky stand-in: strictly beside q, within 2^unit of it, on the side of the rest.
+
+    Only a q that is a multiple of 2^unit can lie on a boundary coarser than that; any other is merely enclosed.
+    """
+    floor, rest = _divide(num, den, exp - unit)
+    if rest:
+        return floor - 1, floor + 2, unit
+    return 4 * floor + 2 * sign - 1, 4 * floor + 2 * sign + 1, unit - 2
+
+
+# ---- the ops: each gives the enclosures of one row -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One row of a problem: finite logits, and the target or grad_output entries that go with them, all exact."""
+
+    row: Row
+    weights: Scaled | None = None
+    weight_sum: int = 0
+    target: int | None = None
+    grad_output: Scaled | None = None
+
+
+Evaluate = Callable[[Inputs, Exponentials, int], list[Enclosure]]
+
+
+def _ball(value: Real, sign: int, precision: int) -> Signed:
+    """A positive real off by at most 2^(10 - P) relatively, with its sign."""
+    man, exp = value
+    if man.bit_length() < precision:
+        man, exp = man << precision, exp - precision
+    error = (man >> (precision - 10)) + 1
+    return Signed(man - error, man + error, exp) if sign > 0 else Signed(-man - error, -man + error, exp)
+
+
+def _probability(delta: int, e: Exponentials, bits: int, scale: int = 1, exp: int = 0, minus: int = 0) -> Enclosure:
+    """scale * 2^exp * p - minus * 2^exp for the p of that delta: softmax (1, 0, 0) and cross_entropy_grad (Y, unit, y)."""
+    precision = e.precision
+    if not scale:
+        return _rational(-minus, 1, exp, bits)
+    if delta == 0 and e.small:
+        q = (scale - minus * e.ties, e.ties, exp)
+        rest = e.tail and _ball(e.product([(scale, exp), e.tail], [(e.ties, 0), e.total]), -1, precision)
+        return _combine(q, rest, precision, bits)
+    part = e.product([(scale, exp)] if delta == 0 else [(scale, exp), e.exp[delta]], [e.total])
+    return _combine((-minus, 1, exp), _ball(part, 1, precision), precision, bits)
+
+
+def _softmax(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
+    table = {delta: _probability(delta, e, bits) for delta in inputs.row.counts}
+    return [table[delta] for delta in inputs.row.deltas]
+
+
+def _log_rest(e: Exponentials, sign: int, scale: Real = (1, 0)) -> Signed | None:
+    return e.log_total and _ball(e.product([e.log_total, scale]), sign, e.precision)
+
+
+def _log_softmax(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
+    row, rest = inputs.row, _log_rest(e, -1)
+    table = {delta: _combine((delta, 1, row.exp), rest, e.precision, bits) for delta in row.counts}
+    return [table[delta] for delta in row.deltas]
+
+
+def _logsumexp(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
+    row = inputs.row
+    return [_combine((row.maximum, 1, row.exp), _log_rest(e, 1), e.precision, bits)]
+
+
+def _cross_entropy(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
+    row, weights = inputs.row, inputs.weights
+    if weights is None:
+        assert inputs.target is not None
+        return [_combine((-row.deltas[inputs.target], 1, row.exp), _log_rest(e, 1), e.precision, bits)]
+    if not inputs.weight_sum:
+        return [ZERO]
+    q = -sum(y * delta for y, delta in zip(weights.man, row.deltas, strict=True))
+    rest = _log_rest(e, 1, (inputs.weight_sum, weights.exp))
+    return [_combine((q, 1, row.exp + weights.exp), rest, e.precision, bits)]
+
+
+def _cross_entropy_grad(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
+    weights = inputs.weights
+    assert weights is not None
+    pairs = list(zip(inputs.row.deltas, weights.man, strict=True))
+    table = {(d, y): _probability(d, e, bits, inputs.weight_sum, weights.exp, y) for d, y in set(pairs)}
+    return [table[pair] for pair in pairs]
+
+
+def _jacobian(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
+    deltas, counts = inputs.row.deltas, inputs.row.counts
+    diagonal = {d: _diagonal(d, e, bits) for d in counts}
+    beside = {(a, b): _off_diagonal(a, b, e, bits) for a in counts for b in counts if a >= b and (a != b or counts[a] > 1)}
+    return [diagonal[a] if i == j else beside[max(a, b), min(a, b)] for i, a in enumerate(deltas) for j, b in enumerate(deltas)]
+
+
+def _diagonal(delta: int, e: Exponentials, bits: int) -> Enclosure:
+    """p (1 - p). At the maxima (k - 1 + s)/S^2 = (k - 1)/k^2 - s (k (k - 2) + (k - 1) s)/(k^2 S^2); elsewhere e (S - e)/S^2."""
+    k, precision = e.ties, e.precision
+    if delta:
+        others = e.total[0] - _at(e.exp[delta], e.total[1])
+        part = e.product([e.exp[delta], (others, e.total[1])], [e.total, e.total])
+        return _combine((0, 1, 0), _ball(part, 1, precision), precision, bits)
+    if e.tail is None:
+        return _rational(k - 1, k * k, 0, bits)
+    if k == 1:
+        return _combine((0, 1, 0), _ball(e.product([e.tail], [e.total, e.total]), 1, precision), precision, bits)
+    if not e.small:
+        others = e.total[0] - (1 << -e.total[1])
+        return _combine((0, 1, 0), _ball(e.product([(others, e.total[1])], [e.total, e.total]), 1, precision), precision, bits)
+    man, exp = e.tail
+    factor = e.product([e.tail, (k - 1, 0)]) if k == 2 else _sum_positive([(k * (k - 2), 0), (man * (k - 1), exp)], precision)
+    assert factor is not None
+    part = e.product([e.tail, factor], [(k * k, 0), e.total, e.total])
+    return _combine((k - 1, k * k, 0), _ball(part, -1, precision), precision, bits)
+
+
+def _off_diagonal(a: int, b: int, e: Exponentials, bits: int) -> Enclosure:
+    """-p_i p_j. At two maxima -1/S^2 = -1/k^2 + s (2 k + s)/(k^2 S^2)."""
+    precision = e.precision
+    if a == b == 0 and e.small:
+        rest = None
+        if e.tail is not None:
+            factor = _sum_positive([(2 * e.ties, 0), e.tail], precision)
+            assert factor is not None
+            rest = _ball(e.product([e.tail, factor], [(e.ties * e.ties, 0), e.total, e.total]), 1, precision)
+        return _combine((-1, e.ties * e.ties, 0), rest, precision, bits)
+    above = [e.exp[d] for d in (a, b) if d] or [(1, 0)]
+    return _combine((0, 1, 0), _ball(e.product(above, [e.total, e.total]), -1, precision), precision, bits)
+
+
+def _vjp(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
+    """T_i = exp(d_i) ((g_i - mu)/S + tau/S^2), mu the mean of g over the maxima.
+
+    With the logits grouped by equal d, n_v of them with gradients summing to G_v: tau = sum_v exp(d_v) (n_v mu - G_v),
+    a signed sum from which the groups with mean mu drop out exactly. Everything below is multiplied by k to keep k mu
+    an integer: M = k mu, A_i = k g_i - M, K tau = sum_v exp(d_v) (n_v M - k G_v).
+    """
+    grad, deltas, precision = inputs.grad_output, inputs.row.deltas, e.precision
+    assert grad is not None
+    sums: Counter[int] = Counter()
+    for delta, g in zip(deltas, grad.man, strict=True):
+        sums[delta] += g
+    shifts = {d: count * sums[0] - e.ties * sums[d] for d, count in inputs.row.counts.items() if d}
+    tau = _signed_sum([(c, e.exp[d]) for d, c in shifts.items()], precision)
+    pairs = list(zip(deltas, grad.man, strict=True))
+    table = {}
+    for delta, g in set(pairs):
+        lead = e.ties * g - sums[0]
+        if delta == 0 and e.small:
+            rest = _vjp_rest(lead, shifts, e)
+            rest = rest and _scale(rest, grad.exp, [(1, 0)], [(e.ties**2, 0), e.total, e.total], e)
+            table[delta, g] = _combine((lead, e.ties**2, grad.exp), rest, precision, bits)
+        else:
+            inner = _vjp_inner(lead, tau, e)
+            above = [e.exp[delta]] if delta else [(1, 0)]
+            rest = inner and _scale(inner, grad.exp, above, [(e.ties, 0), e.total, e.total], e)
+            table[delta, g] = _combine((0, 1, 0), rest, precision, bits)
+    return [table[pair] for pair in pairs]
+
+
+def _vjp_inner(lead: int, tau: Signed | None, e: Exponentials) -> Signed | None:
+    """k ((g_i - mu) S + tau) = A_i S + k tau, None where exactly 0."""
+    if not lead:
+        return tau
+    main = _ball(e.product([(abs(lead), 0), e.total]), lead, e.precision)
+    return main if tau is None else _add(main, tau, e.precision)
+
+
+def _vjp_rest(lead: int, shifts: dict[int, int], e: Exponentials) -> Signed | None:
+    """k^2 S^2 (T_i - (g_i - mu)/k) at a maximum: k (k tau) - A_i (k s + s^2), None where exactly 0.
+
+    The terms linear in exp(d_v) have the coefficients k ((n_v M - k G_v) - A_i n_v); groups where that is 0 drop out
+    exactly, so that the s^2 term decides where all do.
+    """
+    k, counts = e.ties, e.row.counts
+    linear = _signed_sum([(k * (c - lead * counts[d]), e.exp[d]) for d, c in shifts.items()], e.precision)
+    if not lead or e.tail is None:
+        return linear
+    square = _ball(e.product([(abs(lead), 0), e.tail, e.tail]), -lead, e.precision)
+    return square if linear is None else _add(linear, square, e.precision)
+
+
+def _add(a: Signed, b: Signed, precision: int) -> Signed:
+    unit = max(_top(a.lo, a.exp), _top(a.hi, a.exp), _top(b.lo, b.exp), _top(b.hi, b.exp)) - precision - 8
+    (alo, ahi), (blo, bhi) = _outward(a, unit), _outward(b, unit)
+    if alo + blo <= 0 <= ahi + bhi:
+        raise _Wide
+    return Signed(alo + blo, ahi + bhi, unit)
+
+
+def _scale(value: Signed, exp: int, above: Sequence[Real], below: Sequence[Real], e: Exponentials) -> Signed:
+    """value * 2^exp * above / below, the factors positive and off by at most 2^(9 - P) together."""
+    factor = _ball(e.product(above, below), 1, e.precision)
+    ends = sorted((value.lo * factor.lo, value.lo * factor.hi, value.hi * factor.lo, value.hi * factor.hi))
+    return Signed(ends[0], ends[-1], value.exp + factor.exp + exp)
+
+
+EVALUATE: dict[str, Evaluate] = {
+    "softmax": _softmax,
+    "log_softmax": _log_softmax,
+    "logsumexp": _logsumexp,
+    "cross_entropy": _cross_entropy,
+    "cross_entropy_grad": _cross_entropy_grad,
+    "softmax_jacobian": _jacobian,
+    "softmax_vjp": _vjp,
+}
+
+
+def enclose(op: str, inputs: Inputs, bits: int) -> list[Enclosure]:
+    """Enclosures of one row of an op, each of relative width below 2^-bits (or exact, or a sticky stand-in).
+
+    Raises Undecided where that takes more than MAX_PRECISION bits, or more than MAX_ROW_BITS over the row.
+    """
+    precision, count = bits + GUARD, len(inputs.row.deltas)
+    while precision * count <= MAX_ROW_BITS:
+        try:
+            return EVALUATE[op](inputs, Exponentials(inputs.row, precision), bits)
+        except _Wide:
+            if precision >= MAX_PRECISION:
+                break
+            precision = min(2 * precision, MAX_PRECISION)
+    raise Undecided(
+        f"{op} of a row of {count} logits is undecided at {precision} bits: its exact value lies too close to a boundary "
+        f"(caps: {MAX_PRECISION} bits, {MAX_ROW_BITS} bits over a row)"
+    )
+
+
+# ---- decimals and hex, for people ------------------------------------------------------------------------------------
+
+
+def decimal(enclosure: Enclosure, digits: int) -> str:
+    """An enclosure as `digits` significant decimal digits, the last within 1 of the truth, or one of the three specials.
+
+    The enclosure must be narrower than 10^-digits / 8 relatively. Powers of ten are taken exactly by integers, or, for
+    exponents beyond 2^16, by mpmath with 64 + 2 log2(exponent) guard bits.
+    """
+    if isinstance(enclosure, float):
+        return special_name(enclosure)
+    man, exp = enclosure[0] + enclosure[1], enclosure[2] - 1
+    if man == 0:
+        return "0." + "0" * (digits - 1) + "e+0" if digits > 1 else "0e+0"
+    power = _decimal_exponent(abs(man), exp)
+    number = _times_power_of_ten(abs(man), exp, digits - 1 - power)
+    while not 10 ** (digits - 1) <= number < 10**digits:
+        power += 1 if number >= 10**digits else -1
+        number = _times_power_of_ten(abs(man), exp, digits - 1 - power)
+    text = str(number)
+    point = f".{text[1:]}" if digits > 1 else ""
+    return f"{'-' if man < 0 else ''}{text[0]}{point}e{power:+d}"
+
+
+def _decimal_exponent(man: int, exp: int) -> int:
+    """floor(log10(man 2^exp)), give or take 1."""
+    bits = man.bit_length() + exp
+    guard = 64 + abs(bits).bit_length()
+    return (bits * _log10_of_2(guard)) >> guard
+
+
+def _log10_of_2(bits: int) -> int:
+    _, man, exp, _ = libmp.mpf_div(libmp.mpf_ln2(bits + 8), libmp.mpf_ln10(bits + 8), bits + 8, "n")
+    return _at((int(man), int(exp)), -bits)
+
+
+def _times_power_of_ten(man: int, exp: int, power: int) -> int:
+    """man * 2^exp * 10^power to the nearest integer."""
+    if abs(exp) + 4 * abs(power) < 1 << 16:
+        num, den = (man * 10**power, 1) if power >= 0 else (man, 10**-power)
+        return (_divide(num, den, exp + 1)[0] + 1) >> 1
+    precision = man.bit_length() + 64 + 2 * abs(power).bit_length()
+    scale = libmp.mpf_pow_int(libmp.from_int(10), power, precision, "n")
+    _, result, unit, _ = libmp.mpf_mul(libmp.from_man_exp(man, exp), scale, precision, "n")
+    return (_at((int(result), int(unit)), -1) + 1) >> 1
+
+
+def hexadecimal(enclosure: Enclosure) -> str:
+    """The exact midpoint of an enclosure as a hex float of any length, or one of the three specials."""
+    if isinstance(enclosure, float):
+        return special_name(enclosure)
+    man, exp = enclosure[0] + enclosure[1], enclosure[2] - 1
+    if man == 0:
+        return "0x0p+0"
+    size = abs(man)
+    exp += size.bit_length() - 1
+    rest = size - (1 << (size.bit_length() - 1))
+    digits = -(-(size.bit_length() - 1) // 4)
+    text = f"{rest << (4 * digits - size.bit_length() + 1):0{digits}x}".rstrip("0") if digits else ""
+    return f"{'-' if man < 0 else ''}0x1{'.' + text if text else ''}p{exp:+d}"
+
+
+def special_name(value: float) -> str:
+    """ "NaN", "Infinity" or "-Infinity"."""
+    return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+
+
+# ---- certified exp and log for the figures ---------------------------------------------------------------------------
+
+
+def exp_enclosure(man: int, exp: int, bits: int) -> tuple[int, int, int]:
+    """exp(man 2^exp) within relative 2^-bits: (lo, hi, exp)."""
+    _, value, unit, _ = libmp.mpf_exp(libmp.from_man_exp(man, exp), bits + GUARD, "n")
+    ball = _ball((int(value), unit), 1, bits + GUARD)
+    return ball.lo, ball.hi, ball.exp
+
+
+def log_enclosure(num: int, den: int, bits: int) -> tuple[int, int, int]:
+    """log(num / den) for positive integers, within relative 2^-bits of itself: (lo, hi, exp); (0, 0, 0) for log 1.
+
+    The quotient is taken to as many further bits as it has leading zeros beside 1, so that log keeps its relative
+    accuracy there (the condition of log at 1 + t is below 2/t for t small, and 1/log 2 elsewhere).
+    """
+    if num == den:
+        return 0, 0, 0
+    near = max(0, den.bit_length() - abs(num - den).bit_length()) + 2
+    precision = bits + GUARD
+    shift = precision + near + max(0, den.bit_length() - num.bit_length()) + 4
+    _, value, unit, _ = libmp.mpf_log(libmp.from_man_exp((num << shift) // den, -shift), precision, "n")
+    ball = _ball((abs(int(value)), unit), 1 if num > den else -1, precision)
+    return ball.lo, ball.hi, ball.exp

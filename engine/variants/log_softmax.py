@@ -1,0 +1,60 @@
+"""log_softmax: l_i = x_i - log sum_j exp(x_j)."""
+
+from __future__ import annotations
+
+from engine.arithmetic import Arithmetic
+from engine.model import Array
+from engine.variants import softmax, variant
+
+
+@variant(
+    "log_softmax",
+    "naive",
+    formula="x_i - log sum_j exp(x_j)",
+    source="the definition",
+    hazard="-inf once a logit passes the format's exp limit, +inf once every exponential is 0",
+)
+def naive(x: Array, k: Arithmetic) -> Array:
+    """x - log(sum(exp(x)))."""
+    return k.sub(x, k.log(k.sum(k.exp(x))))
+
+
+@variant(
+    "log_softmax",
+    "log_of_softmax",
+    formula="log p_i, p = exp(x - m) / sum(exp(x - m)), m = max(x)",
+    source="the ONNX reference until onnx/onnx#8423; NUMERICS 2 L3",
+    hazard="-inf where p underflows to 0, few digits where p is subnormal or near 1",
+)
+def log_of_softmax(x: Array, k: Arithmetic) -> Array:
+    """log(p) from the shifted p."""
+    return k.log(softmax.shifted(x, k))
+
+
+@variant(
+    "log_softmax",
+    "shifted",
+    formula="(x_i - m) - log sum_j exp(x_j - m), m = max(x)",
+    source="PyTorch, JAX, SciPy; NUMERICS 2 L1",
+    hazard="at a dominant maximum the sum rounds to 1 and the small result to 0",
+    stable=True,
+)
+def shifted(x: Array, k: Arithmetic) -> Array:
+    """(x - m) - log(sum(exp(x - m)))."""
+    d = k.sub(x, k.max(x))
+    return k.sub(d, k.log(k.sum(k.exp(d))))
+
+
+@variant(
+    "log_softmax",
+    "log1p",
+    formula="(x_i - m) - log1p(sum_{j != a} exp(x_j - m)), m = x_a = max(x)",
+    source="asked for in pytorch/pytorch#113708; NUMERICS 2 L4",
+    hazard="none for finite logits but lost digits in the rounded difference x - m",
+    stable=True,
+)
+def log1p(x: Array, k: Arithmetic) -> Array:
+    """(x - m) - log1p(sum of exp(x - m) without the maximum's term)."""
+    d = k.sub(x, k.max(x))
+    rest = k.without(k.exp(d), k.argmax(x))
+    return k.sub(d, k.log1p(k.sum(rest)))

@@ -1,0 +1,345 @@
+"""evaluate(problem, ...): run built-in variants and measure them against the truth. certify(problem, ...): the truth itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from hashlib import sha256
+from math import ceil, log2
+from typing import Any
+
+import numpy as np
+
+from engine import bounds, formats, ops
+from engine.arithmetic import Arithmetic, Recorder
+from engine.errors import InvalidProblem, UnknownName
+from engine.faults import explain
+from engine.formats import FORMATS, IEEE, Format
+from engine.metrics import Measurement, measure, row_sum, worst
+from engine.model import (
+    Array,
+    Bound,
+    Certificate,
+    Engine,
+    Evaluation,
+    Fault,
+    InputRounding,
+    Metrics,
+    Outcome,
+    Problem,
+    Step,
+    TruthAnswer,
+)
+from engine.summation import SUMMATIONS
+from engine.truth import SERVED_BITS, Enclosure, Truth, decimal, hexadecimal
+from engine.variants import Variant, of_op
+
+VERSION = "0.1.0"
+SCHEMA = 1
+INCLUDE = ("values", "truth", "ranks")
+MAX_WORST = 32
+MAX_DIGITS = 4_000
+
+Progress = Callable[[int, int], None]
+
+
+def evaluate(
+    problem: Problem,
+    formats: Sequence[str] = IEEE,
+    variants: Sequence[str] | None = None,
+    summation: str = "numpy",
+    include: Collection[str] = (),
+    worst: int = 8,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Run variants of an op on its logits rounded to each format, and measure every outcome against the certified truth.
+
+    problem: tensors of any format; logits, distributions and grad_output are rounded to each format first, once.
+    formats: names or aliases. variants: names such as "naive" or "softmax/naive", all of the op if None.
+    summation: a name in SUMMATIONS. include: any of "values", "truth" (arrays in the outcomes) and "ranks" (the
+    rank_inversions figure). worst: how many of the worst elements to name, 0 to 32. progress: called with (done, total)
+    outcomes. Raises UnknownName, InvalidProblem, Undecided.
+    """
+    op = ops.check(problem)
+    rows = _chosen_formats(formats)
+    chosen = _chosen_variants(op.name, variants)
+    _check_options(summation, include, worst)
+    total = len(rows) * len(chosen)
+    outcomes = []
+    for outcome in _outcomes(problem, rows, chosen, summation, include, worst):
+        outcomes.append(outcome)
+        if progress:
+            progress(len(outcomes), total)
+    n = problem.logits.shape[-1]
+    return Evaluation(op.name, problem.logits.size // n, n, digest(problem.logits), "ieee", this_engine(), tuple(outcomes))
+
+
+def certify(problem: Problem, format: str, digits: int = 30) -> TruthAnswer:
+    """The certified truth of a problem, its tensors taken exactly as stored.
+
+    format: that of the correctly rounded values. digits: significant digits of the decimals, 1 to 4,000, the last
+    within 1. The enclosures' relative radius is 2^-78 or better, and 10^-digits or better. Raises as evaluate does.
+    """
+    ops.check(problem)
+    if not 1 <= digits <= MAX_DIGITS:
+        raise InvalidProblem(f"digits is {digits}; it must be 1 to {MAX_DIGITS}")
+    fmt = FORMATS[formats.find(format).name]
+    truth = Truth(problem, fmt)
+    bits = max(SERVED_BITS, truth.bits, ceil(digits * log2(10)) + 8)
+    found = [e for row in range(truth.rows) for e in truth.row(row, bits)]
+    certificate = truth.certificate()
+    return TruthAnswer(
+        op=problem.op,
+        format=fmt.name,
+        digits=digits,
+        rounded=truth.rounded(),
+        decimal=_nested([decimal(e, digits) for e in found], truth.shape),
+        hex=_nested([hexadecimal(e) for e in found], truth.shape),
+        radius_log2=None if certificate.relative_bound_log2 is None else -bits,
+        certificate=replace(certificate, relative_bound_log2=certificate.relative_bound_log2 and float(-bits)),
+        logits_digest=digest(problem.logits),
+        engine=this_engine(),
+    )
+
+
+def digest(tensor: Array) -> str:
+    """ "sha256:" over dtype name, 0, shape as JSON without spaces, 0, little-endian C-order bytes."""
+    shape = "[" + ",".join(str(extent) for extent in tensor.shape) + "]"
+    stored = np.ascontiguousarray(tensor)
+    head = f"{formats.of(tensor).name}\0{shape}\0".encode()
+    return "sha256:" + sha256(head + stored.tobytes()).hexdigest()
+
+
+def this_engine() -> Engine:
+    """Package version, answer schema, and the fingerprint: NumPy's version and the processor features it uses."""
+    return Engine(VERSION, SCHEMA, fingerprint())
+
+
+def fingerprint() -> str:
+    """What the bits of built-in variants depend on: NumPy's version and the SIMD targets it dispatches to here."""
+    simd = np.show_config(mode="dicts")["SIMD Extensions"]
+    return f"numpy {np.__version__} {'+'.join([*simd['baseline'], *simd.get('found', [])])}"
+
+
+def estimate(
+    problem: Problem, formats: Sequence[str] = IEEE, variants: Sequence[str] | None = None, include: Collection[str] = ()
+) -> float:
+    """Seconds that evaluate may take on one slow core: a planning figure, from element counts alone."""
+    op = ops.check(problem)
+    n: int = problem.logits.shape[-1]
+    rows: int = problem.logits.size // n
+    outputs = rows * op.width(n)
+    truth = 1.5e-5 * (problem.logits.size + outputs) * (2 if op.name == "log_softmax" else 1)
+    measured = 8e-5 * outputs * len(_chosen_variants(op.name, variants))
+    return 5e-4 + len(formats) * (truth + measured)
+
+
+def estimate_truth(problem: Problem, digits: int = 30) -> float:
+    """Seconds that certify may take on one slow core; the cost of a digit grows with their number."""
+    op = ops.check(problem)
+    n = problem.logits.shape[-1]
+    elements: int = problem.logits.size + problem.logits.size // n * op.width(n)
+    return 5e-4 + elements * (2.5e-5 + 1e-8 * digits + 4e-10 * digits**2)
+
+
+# ---- choosing --------------------------------------------------------------------------------------------------------
+
+
+def _chosen_formats(names: Sequence[str]) -> list[Format]:
+    if not names:
+        raise InvalidProblem(f"formats is empty; name at least one of {', '.join(FORMATS)}")
+    return list(dict.fromkeys(formats.find(name) for name in names))
+
+
+def _chosen_variants(op: str, names: Sequence[str] | None) -> list[Variant]:
+    known = {variant.name: variant for variant in of_op(op)}
+    if names is None:
+        return list(known.values())
+    if not names:
+        raise InvalidProblem(f"variants is empty; name at least one of {', '.join(known)}, or leave it out for all")
+    chosen = {}
+    for name in names:
+        short = name.removeprefix(f"{op}/")
+        if short not in known:
+            raise UnknownName(f"unknown variant {name[:64]!r} of {op}; known: {', '.join(known)}")
+        chosen[short] = known[short]
+    return list(chosen.values())
+
+
+def _check_options(summation: str, include: Collection[str], count: int) -> None:
+    SUMMATIONS[summation]
+    for name in include:
+        if name not in INCLUDE:
+            raise UnknownName(f"unknown include {name[:64]!r}; known: {', '.join(INCLUDE)}")
+    if not 0 <= count <= MAX_WORST:
+        raise InvalidProblem(f"worst is {count}; it must be 0 to {MAX_WORST}")
+
+
+# ---- one outcome -----------------------------------------------------------------------------------------------------
+
+
+def _outcomes(
+    problem: Problem, rows: Sequence[Format], chosen: Sequence[Variant], summation: str, include: Collection[str], count: int
+) -> Iterator[Outcome]:
+    for fmt in rows:
+        stored = _stored(problem, fmt)
+        truth = Truth(stored, fmt)
+        rounding = _input_rounding(problem.logits, stored.logits)
+        certificate = truth.certificate()
+        for variant in chosen:
+            yield _outcome(variant, truth, summation, include, count, rounding, certificate)
+
+
+def _outcome(
+    variant: Variant,
+    truth: Truth,
+    summation: str,
+    include: Collection[str],
+    count: int,
+    rounding: InputRounding,
+    certificate: Certificate,
+) -> Outcome:
+    recorder = Recorder()
+    output = variant.run(*_arguments(truth.problem), Arithmetic(truth.fmt, summation, recorder))
+    measured = Measurement(output, truth)
+    metrics = _with_steps(measure(measured, "ranks" in include), recorder.steps)
+    beyond, bound = _against_bound(measured)
+    status = _status(measured, beyond)
+    return Outcome(
+        variant=variant.name,
+        format=truth.fmt.name,
+        summation=summation,
+        status=status,
+        metrics=metrics,
+        worst=worst(measured, count),
+        faults=(*explain(recorder.steps, truth.fmt), *_absorbed(measured, beyond)),
+        bound=bound,
+        input_rounding=rounding,
+        certificate=certificate,
+        values=output if "values" in include else None,
+        truth=truth.rounded() if "truth" in include else None,
+    )
+
+
+def _stored(problem: Problem, fmt: Format) -> Problem:
+    """The problem with its real tensors rounded to a format."""
+    targets = problem.targets
+    if targets is not None and not ops.is_index(problem):
+        targets = formats.round_array(targets, fmt)
+        if not np.isfinite(targets.astype(np.float64)).all():
+            raise InvalidProblem(
+                f"a target overflows {fmt.name}, whose largest number is {fmt.largest}; scale the distribution down"
+            )
+    grad_output = problem.grad_output
+    if grad_output is not None:
+        grad_output = formats.round_array(grad_output, fmt)
+        if not np.isfinite(grad_output.astype(np.float64)).all():
+            raise InvalidProblem(f"grad_output overflows {fmt.name}, whose largest number is {fmt.largest}; scale it down")
+    return Problem(problem.op, formats.round_array(problem.logits, fmt), targets, grad_output)
+
+
+def _arguments(problem: Problem) -> list[Array]:
+    given: list[Any] = [problem.logits, problem.targets, problem.grad_output]
+    return [tensor for tensor in given if tensor is not None]
+
+
+def _input_rounding(logits: Array, stored: Array) -> InputRounding:
+    """What rounding did to the logits; differences are exact in binary64 but for the last subtraction of a shift."""
+    before, after = logits.astype(np.float64), stored.astype(np.float64)
+    changed = (before != after) & ~np.isnan(before)
+    difference = np.zeros(before.shape)
+    np.subtract(after, before, out=difference, where=changed)
+    if np.isinf(difference).any():
+        return InputRounding(int(changed.sum()), np.inf, np.inf)
+    shift = (difference.max(axis=-1) - difference.min(axis=-1)) / 2
+    return InputRounding(int(changed.sum()), float(np.abs(difference).max()), float(shift.max()))
+
+
+def _with_steps(metrics: Metrics, steps: Sequence[Step]) -> Metrics:
+    def count(kind: str) -> int:
+        return sum(step.count for step in steps if step.kind == kind)
+
+    return replace(
+        metrics, step_overflow_count=count("overflow"), step_underflow_count=count("underflow"), step_invalid_count=count("invalid")
+    )
+
+
+def _against_bound(measured: Measurement) -> tuple[list[int], Bound]:
+    truth = measured.truth
+    tolerances = [bounds.tolerance(truth.op.name, truth.logits(row), truth.fmt) for row in range(truth.rows)]
+    beyond = measured.beyond(tolerances)
+    widest = max(max(t.absolute, t.relative) for t in tolerances)
+    return beyond, Bound(bounds.rule(truth.op.name), truth.fmt.unit_roundoff, _float(widest), len(beyond))
+
+
+def _float(value: Fraction) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return np.inf
+
+
+def _status(measured: Measurement, beyond: Sequence[int]) -> str:
+    """unstable, inaccurate or accurate, as DESIGN 5 says."""
+    kinds = measured.kinds
+    lost = any(kinds.got[i] == 0 and kinds.normal[i] for i in beyond)
+    if kinds.mismatch.any() or lost or _sums_apart(measured):
+        return "unstable"
+    return "inaccurate" if beyond else "accurate"
+
+
+def _sums_apart(measured: Measurement) -> bool:
+    """Whether a softmax row's sum_defect exceeds that of the correctly rounded row by 1/2."""
+    truth, kinds, fmt = measured.truth, measured.kinds, measured.fmt
+    if truth.op.name != "softmax":
+        return False
+    one = 1 << (fmt.precision - 1 - fmt.emin)
+    for row in range(truth.rows):
+        part = slice(row * truth.width, (row + 1) * truth.width)
+        if kinds.want_nan[part].any() or kinds.mismatch[part].any():
+            continue
+        got, want = (abs(row_sum(values[part].tolist(), fmt) - one) for values in (kinds.got, kinds.want))
+        if 2 * (got - want) > one:
+            return True
+    return False
+
+
+def _absorbed(measured: Measurement, beyond: Sequence[int]) -> tuple[Fault, ...]:
+    """Zeros where the truth is a normal number but still inside the bound: a fault of their own."""
+    kinds = measured.kinds
+    zero = (kinds.got == 0) & ~kinds.got_nan & kinds.normal & kinds.compared
+    zero[list(beyond)] = False
+    count = int(zero.sum())
+    if not count:
+        return ()
+    index = int(np.argmax(zero))
+    first = tuple(int(i) for i in np.unravel_index(index, measured.truth.shape)) if measured.truth.shape else ()
+    row, column = divmod(index, measured.truth.width)
+    truth = decimal(measured.truth.resolved(row).enclosures[column], 5)
+    detail = (
+        f"the result is 0 where the truth is {truth}, a normal {measured.fmt.name}: it was absorbed, within what the bound allows"
+    )
+    return (Fault("result", "absorbed", count, first, detail),)
+
+
+def _nested(flat: list[str], shape: tuple[int, ...]) -> Any:
+    if not shape:
+        return flat[0]
+    array = np.empty(len(flat), dtype=object)
+    array[:] = flat
+    return array.reshape(shape).tolist()
+
+
+__all__ = [
+    "SCHEMA",
+    "VERSION",
+    "Enclosure",
+    "certify",
+    "digest",
+    "estimate",
+    "estimate_truth",
+    "evaluate",
+    "fingerprint",
+    "this_engine",
+]
