@@ -2,8 +2,10 @@
 
 All arithmetic is on integers. An error is an interval in units of 2^-W ulp; a figure is reported once both ends of its
 interval round to the same number (40 significant bits for maxima and sum_defect, 20 for means, per-row figures and the
-figures in `worst`), otherwise the truth behind it is refined. So a figure does not depend on the tier, the split or the
-processor. Beyond binary64 a figure is infinite, below it 0.
+figures in `worst`), otherwise the truth behind it is refined. Sums of errors can be rational though the errors are not
+(the errors of a softmax row of one sign add up to sum c - 1), and then lie exactly between two figures: a value proven
+to be within 2^-256 of such a midpoint counts as the midpoint, ties to even. So a figure does not depend on the tier, the
+split or the processor. Beyond binary64 a figure is infinite, below it 0.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from heapq import nlargest
 from itertools import groupby
@@ -28,6 +31,8 @@ MAXIMUM_BITS = 40
 MEAN_BITS = 20
 ULP_STEP = -20
 """log2 of the finest step of an ULP mean, in ulps."""
+TIE_BITS = 257
+"""How close to a midpoint of two figures, in bits of itself, a value counts as that midpoint."""
 SLACK = 24
 """W = bits - precision + SLACK: fine enough to keep the sticky stand-in of the truth (its unit is GUARD + 6 below)."""
 BIN_FLOOR = -10
@@ -57,6 +62,17 @@ def significant(num: int, den: int, exp: int, bits: int, step: int | None = None
     twice = 2 * rest - (den if shift >= 0 else den << -shift)
     quotient += twice > 0 or (twice == 0 and quotient & 1)
     return _scale(quotient if num > 0 else -quotient, unit)
+
+
+def fix(lo: int, hi: int, den: int, exp: int, bits: int, step: int | None = None) -> float | None:
+    """The figure of a value in [lo, hi] / den * 2^exp as `significant` rounds it; None where the interval does not tell."""
+    low, high = significant(lo, den, exp, bits, step), significant(hi, den, exp, bits, step)
+    if low == high:
+        return low
+    if lo <= 0 <= hi or (hi - lo) << TIE_BITS > min(abs(lo), abs(hi)) or inf in (high, -low):
+        return None
+    middle = (Fraction(low) + Fraction(high)) / 2
+    return significant(middle.numerator, middle.denominator, 0, bits, step)
 
 
 def _scale(man: int, exp: int) -> float:
@@ -161,6 +177,14 @@ class Measurement:
     def _width(self, bits: int) -> int:
         return bits - self.fmt.precision + SLACK
 
+    def _truth(self, index: int, bits: int, unit: int) -> Interval:
+        """T in units of 2^unit. Below one unit a stand-in of T's sign: every coarser decision is the one T gives."""
+        lo, hi, exp = self._enclosure(index, bits)
+        t_lo, t_hi = outward(lo, hi, exp, unit)
+        if lo > 0 and not t_lo:
+            return 1, max(t_hi, 2)
+        return (min(t_lo, -2), -1) if hi < 0 and not t_hi else (t_lo, t_hi)
+
     def signed_ulp(self, index: int, bits: int) -> Interval:
         """(c - T) / ulp(T) in units of 2^-W; W = bits - precision + SLACK."""
         if bits == self.truth.bits and index in self._base:
@@ -171,7 +195,7 @@ class Measurement:
         unit = self._ulp_exponent(index) - self._width(bits)
         man, exp = formats.exact(got, self.fmt)
         c_lo, c_hi = outward(man, man, exp, unit)
-        t_lo, t_hi = outward(*self._enclosure(index, bits), unit)
+        t_lo, t_hi = self._truth(index, bits, unit)
         return c_lo - t_hi, c_hi - t_lo
 
     def relative(self, index: int, bits: int) -> Interval | None:
@@ -219,15 +243,14 @@ class Measurement:
         finer: Callable[[int, int], Interval],
         exp: int,
         digits: int = MAXIMUM_BITS,
-        step: int | None = None,
     ) -> float:
         """One element's figure to `digits` significant bits, refining its truth until both ends agree."""
         bits = self.truth.bits
-        while (low := significant(interval[0], 1, exp, digits, step)) != significant(interval[1], 1, exp, digits, step):
+        while (fixed := fix(*interval, 1, exp, digits)) is None:
             bits, grown = _more(bits, "an error")
             exp -= grown
             interval = finer(index, bits)
-        return low
+        return fixed
 
     def max_ulp(self) -> tuple[float, int]:
         """The largest ULP error and its flat index."""
@@ -294,37 +317,33 @@ class Measurement:
             bits, _ = _more(bits, "a mean")
             yield [self.signed_ulp(index, bits) for index in self.compared], -self._width(bits)
 
-    def _agreed(self, figure: Callable[[list[Interval], int], tuple[float, float]]) -> float:
-        for intervals, exp in self._precisions():
-            low, high = figure(intervals, exp)
-            if low == high:
-                return low
-        raise AssertionError("unreachable: _precisions ends by raising Undecided")
-
     def mean_ulp(self) -> float:
         """The mean ULP error."""
-        return self._agreed(lambda found, exp: self._mean([_absolute(lo, hi) for lo, hi in found], exp))
+        return self._first(lambda found, exp: self._mean([_absolute(lo, hi) for lo, hi in found], exp))
 
     def bias_ulp(self) -> float:
         """The signed mean ULP error."""
-        return self._agreed(self._mean)
+        return self._first(self._mean)
 
-    def _mean(self, intervals: Sequence[Interval], exp: int) -> tuple[float, float]:
-        count = len(intervals)
+    def _first(self, figure: Callable[[list[Interval], int], float | None]) -> float:
+        return next(value for found, exp in self._precisions() if (value := figure(found, exp)) is not None)
+
+    def _mean(self, intervals: Sequence[Interval], exp: int) -> float | None:
         low, high = sum(lo for lo, _ in intervals), sum(hi for _, hi in intervals)
-        return significant(low, count, exp, MEAN_BITS, ULP_STEP), significant(high, count, exp, MEAN_BITS, ULP_STEP)
+        return fix(low, high, len(intervals), exp, MEAN_BITS, ULP_STEP)
 
     def percentile_ulp(self, percent: int) -> float:
         """Nearest-rank percentile of the ULP errors, as the upper edge of its bin."""
         rank = -(-percent * len(self.compared) // 100) - 1
 
-        def edges(found: list[Interval], exp: int) -> tuple[float, float]:
+        def edge(found: list[Interval], exp: int) -> float | None:
             sizes = [_absolute(lo, hi) for lo, hi in found]
             # hi > 0 only where c != T (an enclosure that is not a point holds no number of a format): then the bin is not 0
             low = sorted(max(lo, 1) if hi else 0 for lo, hi in sizes)[rank]
-            return bin_edge(low, exp), bin_edge(sorted(hi for _, hi in sizes)[rank], exp)
+            upper = bin_edge(sorted(hi for _, hi in sizes)[rank], exp)
+            return upper if bin_edge(low, exp) == upper else None
 
-        return self._agreed(edges)
+        return self._first(edge)
 
     # ---- tolerances ----
 
@@ -343,7 +362,7 @@ class Measurement:
     def _compare(self, index: int, tolerance: Tolerance, bits: int) -> bool | None:
         """Whether |c - T| > absolute + relative |T|, all in units of 2^-W ulp; None where the enclosure does not tell."""
         unit = self._ulp_exponent(index) - self._width(bits)
-        t_lo, t_hi = _absolute(*outward(*self._enclosure(index, bits), unit))
+        t_lo, t_hi = _absolute(*self._truth(index, bits, unit))
         e_lo, e_hi = _absolute(*self.signed_ulp(index, bits))
         a, r = tolerance.absolute, tolerance.relative
         num, den = _units(a.numerator, a.denominator, unit)
@@ -508,9 +527,8 @@ class _Rows:
             if len(finite) < len(terms):
                 return inf
             lo, hi, exp = _sum(finite, bits)
-            low, high = (significant(end, len(terms), exp, MEAN_BITS) for end in (lo, hi))
-            if low == high:
-                return low
+            if (mean := fix(lo, hi, len(terms), exp, MEAN_BITS)) is not None:
+                return mean
             bits, _ = _more(bits, "a mean over rows")
             terms = {row: row_term(row, bits) for row in terms}
 
@@ -582,8 +600,7 @@ class _Rows:
         pairs = {(m._got[i], m._enclosure(i, bits)) for i in chosen}
         if len(pairs) < 2:
             return 0, 0, 0
-        places = bits + 64
-        ratios = [_quotient(formats.exact(got, m.fmt), t, places) for got, t in pairs]
+        ratios = [_quotient(formats.exact(got, m.fmt), t, bits + 64) for got, t in pairs]
         most = (max(lo for lo, _ in ratios), max(hi for _, hi in ratios))
         least = (min(lo for lo, _ in ratios), min(hi for _, hi in ratios))
         low = log_enclosure(most[0], least[1], bits) if most[0] > least[1] else (0, 0, 0)
@@ -602,11 +619,7 @@ def _quotient(value: tuple[int, int], t: tuple[int, int, int], places: int) -> I
 
 def _fix_term(term: Term | float) -> float | None:
     """A row's figure to 20 bits, None where its enclosure does not decide it."""
-    if isinstance(term, float):
-        return term
-    lo, hi, exp = term
-    low = significant(lo, 1, exp, MEAN_BITS)
-    return low if low == significant(hi, 1, exp, MEAN_BITS) else None
+    return term if isinstance(term, float) else fix(term[0], term[1], 1, term[2], MEAN_BITS)
 
 
 # ---- sums of the output ----------------------------------------------------------------------------------------------
@@ -647,9 +660,8 @@ def _exp_sum_defect(row: Sequence[int], fmt: formats.Format) -> float:
             unit = max(exp, -bits)
             lo, hi = (a + b for a, b in zip(outward(lo, hi, exp, unit), outward(whole, whole, 0, unit), strict=True))
             (lo, hi), exp = _absolute(lo, hi), unit
-        low = significant(lo, 1, exp, MAXIMUM_BITS)
-        if low == significant(hi, 1, exp, MAXIMUM_BITS):
-            return low
+        if (defect := fix(lo, hi, 1, exp, MAXIMUM_BITS)) is not None:
+            return defect
         bits, _ = _more(bits, "the sum of exp(c)")
     return float(abs(whole))
 

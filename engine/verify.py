@@ -131,7 +131,7 @@ def estimate(
     rows: int = problem.logits.size // n
     outputs = rows * op.width(n)
     truth = 1.5e-5 * (problem.logits.size + outputs) * (2 if op.name == "log_softmax" else 1)
-    measured = 8e-5 * outputs * len(_chosen_variants(op.name, variants))
+    measured = (5e-5 * outputs + 2e-4 * rows) * len(_chosen_variants(op.name, variants))
     return 5e-4 + len(formats) * (truth + measured)
 
 

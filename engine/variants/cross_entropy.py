@@ -23,7 +23,7 @@ def naive(x: Array, y: Array, k: Arithmetic) -> Array:
     "cross_entropy",
     "log_of_softmax",
     formula="-sum_i y_i log p_i, p = exp(x - m) / sum(exp(x - m)), m = max(x)",
-    source="the definition, on softmax/shifted; NUMERICS 2 C3, C7",
+    source="the definition, on softmax/shifted",
     hazard="+inf where p_t underflows to 0, 0 * -inf = NaN where y_i and p_i are 0 (optax#896)",
 )
 def log_of_softmax(x: Array, y: Array, k: Arithmetic) -> Array:
@@ -35,7 +35,7 @@ def log_of_softmax(x: Array, y: Array, k: Arithmetic) -> Array:
     "cross_entropy",
     "fused",
     formula="L - x_t; sum over y_i != 0 of y_i (L - x_i); L = m + log sum_j exp(x_j - m), m = max(x)",
-    source="NUMERICS 2 C1, on logsumexp/shifted",
+    source="the fused loss of the frameworks, on logsumexp/shifted",
     hazard="L - x_t cancels where the loss is small against the logits",
     stable=True,
 )

@@ -12,7 +12,7 @@ from engine.variants.softmax_vjp import pull_back
     "cross_entropy_grad",
     "chain_rule",
     formula="p_i (v_i - sum_j v_j p_j), v = -y / p, p = exp(x - m) / sum(exp(x - m)), m = max(x)",
-    source="the derivative of -sum y log p through the softmax Jacobian; NUMERICS 2 G3",
+    source="the derivative of -sum y log p through the softmax Jacobian",
     hazard="p_i = 0 makes 0 / 0 off the target and -inf * 0 at it: one such class turns its row into NaN; 1 / p_t can overflow",
 )
 def chain_rule(x: Array, y: Array, k: Arithmetic) -> Array:
@@ -26,7 +26,7 @@ def chain_rule(x: Array, y: Array, k: Arithmetic) -> Array:
     "cross_entropy_grad",
     "fused",
     formula="S p_i - y_i, S = sum(y), p = exp(x - m) / sum(exp(x - m)), m = max(x)",
-    source="NUMERICS 2 G1",
+    source="the gradient of the fused loss, as frameworks ship it",
     hazard="p_t - 1 cancels where the target is certain",
     stable=True,
 )

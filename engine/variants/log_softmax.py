@@ -23,7 +23,7 @@ def naive(x: Array, k: Arithmetic) -> Array:
     "log_softmax",
     "log_of_softmax",
     formula="log p_i, p = exp(x - m) / sum(exp(x - m)), m = max(x)",
-    source="the ONNX reference until onnx/onnx#8423; NUMERICS 2 L3",
+    source="the ONNX reference until onnx/onnx#8423",
     hazard="-inf where p underflows to 0, few digits where p is subnormal or near 1",
 )
 def log_of_softmax(x: Array, k: Arithmetic) -> Array:
@@ -35,7 +35,7 @@ def log_of_softmax(x: Array, k: Arithmetic) -> Array:
     "log_softmax",
     "shifted",
     formula="(x_i - m) - log sum_j exp(x_j - m), m = max(x)",
-    source="PyTorch, JAX, SciPy; NUMERICS 2 L1",
+    source="PyTorch, JAX, SciPy",
     hazard="at a dominant maximum the sum rounds to 1 and the small result to 0",
     stable=True,
 )
@@ -49,7 +49,7 @@ def shifted(x: Array, k: Arithmetic) -> Array:
     "log_softmax",
     "log1p",
     formula="(x_i - m) - log1p(sum_{j != a} exp(x_j - m)), m = x_a = max(x)",
-    source="asked for in pytorch/pytorch#113708; NUMERICS 2 L4",
+    source="asked for in pytorch/pytorch#113708",
     hazard="none for finite logits but lost digits in the rounded difference x - m",
     stable=True,
 )

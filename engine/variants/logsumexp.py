@@ -36,7 +36,7 @@ def log_of_softmax(x: Array, k: Arithmetic) -> Array:
     "logsumexp",
     "shifted",
     formula="m + log sum_j exp(x_j - m), m = max(x)",
-    source="the common form; NUMERICS 2 E2",
+    source="the common form",
     hazard="at a dominant maximum the sum rounds to 1 and its logarithm to 0; a row that is all -inf gives NaN",
     stable=True,
 )
@@ -50,7 +50,7 @@ def shifted(x: Array, k: Arithmetic) -> Array:
     "logsumexp",
     "log1p",
     formula="m + log1p(sum_{j != a} exp(x_j - m)), m = x_a = max(x)",
-    source="Blanchard, Higham and Higham 2021, doi 10.1093/imanum/draa038, algorithm 4.1; NUMERICS 2 E3",
+    source="Blanchard, Higham and Higham 2021, doi 10.1093/imanum/draa038, algorithm 4.1",
     hazard="m and the logarithm cancel where the result is near 0; a row that is all -inf gives NaN",
     stable=True,
 )

@@ -11,7 +11,7 @@ from engine.variants import variant
     "softmax",
     "naive",
     formula="exp(x_i) / sum_j exp(x_j)",
-    source="the definition; NUMERICS 2 S1",
+    source="the definition",
     hazard="inf / inf once a logit passes the format's exp limit, 0 / 0 once all lie below the log of half its smallest number",
 )
 def naive(x: Array, k: Arithmetic) -> Array:
@@ -24,7 +24,7 @@ def naive(x: Array, k: Arithmetic) -> Array:
     "softmax",
     "shifted",
     formula="exp(x_i - m) / sum_j exp(x_j - m), m = max_j x_j",
-    source="Blanchard, Higham and Higham 2021, doi 10.1093/imanum/draa038, algorithm 4.1; NUMERICS 2 S2",
+    source="Blanchard, Higham and Higham 2021, doi 10.1093/imanum/draa038, algorithm 4.1",
     hazard="none for finite logits but lost digits in the rounded difference x - m; a row that is all -inf gives NaN",
     stable=True,
 )
