@@ -66,7 +66,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _elements(array: Array) -> Any:
-    wide = array.astype(np.float64)
+    wide = formats.widen(array)
     return wide.tolist() if np.isfinite(wide).all() else encode(wide.tolist())
 
 

@@ -172,13 +172,19 @@ def ulp_exponent(top: int, fmt: Format) -> int:
     return min(max(top, fmt.emin), fmt.emax) - fmt.precision + 1
 
 
+def widen(values: Array) -> Array:
+    """The same numbers in float64, which holds every format; a signalling NaN becomes a quiet one, without a warning."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(values).astype(np.float64)
+
+
 def round_array(values: Array, fmt: Format) -> Array:
     """Round to a format, to nearest even, once, whatever the input's format (all embed exactly in float64).
 
     Returns a new array of fmt.dtype, same shape. Casts are not used to round: ml_dtypes takes float64 to bfloat16
     through float32 and so rounds twice (NUMERICS 0 F4).
     """
-    wide = np.asarray(values).astype(np.float64)
+    wide = widen(values)
     if fmt.dtype == np.float64:
         return wide
     finite = np.isfinite(wide)

@@ -14,7 +14,6 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 from heapq import nlargest
 from itertools import groupby
 from math import inf, isqrt, ldexp
@@ -25,19 +24,21 @@ from engine import formats
 from engine.bounds import Tolerance
 from engine.errors import InvalidProblem, Undecided
 from engine.model import Array, Metrics, RowFigure, Worst
-from engine.truth import MAX_PRECISION, Enclosure, Truth, decimal, exp_enclosure, log_enclosure
+from engine.truth import MAX_PRECISION, Enclosure, StandIn, Truth, decimal, exp_enclosure, hull, log_enclosure
 
 MAXIMUM_BITS = 40
 MEAN_BITS = 20
 ULP_STEP = -20
 """log2 of the finest step of an ULP mean, in ulps."""
-TIE_BITS = 257
+TIE_BITS = 256
 """How close to a midpoint of two figures, in bits of itself, a value counts as that midpoint."""
 SLACK = 24
 """W = bits - precision + SLACK: fine enough to keep the sticky stand-in of the truth (its unit is GUARD + 6 below)."""
 BIN_FLOOR = -10
 
 Interval = tuple[int, int]
+Figure = Callable[[int, int, bool], Interval | None]
+"""figure(index, bits, loose) of one element; None: infinite, or beyond binary64."""
 
 
 # ---- rounding a figure -----------------------------------------------------------------------------------------------
@@ -65,8 +66,16 @@ def significant(num: int, den: int, exp: int, bits: int, step: int | None = None
 
 
 def fix(lo: int, hi: int, den: int, exp: int, bits: int, step: int | None = None) -> float | None:
-    """The figure of a value in [lo, hi] / den * 2^exp as `significant` rounds it; None where the interval does not tell."""
-    low, high = significant(lo, den, exp, bits, step), significant(hi, den, exp, bits, step)
+    """The figure of a value in [lo, hi] / den * 2^exp as `significant` rounds it; None where the interval does not tell.
+
+    Within 2^-256 of itself from a midpoint a value counts as that midpoint, ties to even.
+    """
+
+    def rounded(man: int) -> float:
+        return significant(man, den, exp - TIE_BITS, bits, step)
+
+    wide_lo, wide_hi = (lo << TIE_BITS) - abs(lo), (hi << TIE_BITS) + abs(hi)
+    low, high = rounded(wide_lo), rounded(wide_hi)
     if low == high:
         return low
     if lo <= 0 <= hi or (hi - lo) << TIE_BITS > min(abs(lo), abs(hi)) or inf in (high, -low):
@@ -143,7 +152,9 @@ class Measurement:
         self._got: list[int] = self.kinds.got.tolist()
         self.compared: list[int] = np.flatnonzero(self.kinds.compared).tolist()
         self._base: dict[int, Interval] = {}
-        self._base = {index: self.signed_ulp(index, truth.bits) for index in self.compared}
+        loose = {index: self.signed_ulp(index, truth.bits, True) for index in self.compared}
+        decisive = {index: self.signed_ulp(index, truth.bits) for index in self.compared if self._delicate(index)}
+        self._base, self._loose = loose | decisive, {index: loose[index] for index in decisive}
 
     def _kinds(self) -> _Kinds:
         fmt, truth = self.fmt, self.truth
@@ -154,7 +165,7 @@ class Measurement:
         special = np.array([isinstance(e, float) for row in resolved for e in row.enclosures], dtype=bool)
         zero = np.array([top is None for row in resolved for top in row.tops], dtype=bool) & ~special
         got = formats.ordinals(self.output, fmt).reshape(-1)
-        got_nan = np.isnan(self.output.reshape(-1).astype(np.float64))
+        got_nan = np.isnan(formats.widen(self.output.reshape(-1)))
         got_infinite = (np.abs(got) == fmt.infinity_ordinal) & ~got_nan
         truth_infinite = special & ~want_nan
         mismatch = (got_nan != want_nan) | (~got_nan & ~want_nan & (got != want) & (truth_infinite | got_infinite))
@@ -168,6 +179,11 @@ class Measurement:
         top = self.truth.resolved(row).tops[column]
         return formats.ulp_exponent(self.fmt.emin if top is None else top, self.fmt)
 
+    def _delicate(self, index: int) -> bool:
+        """Whether the loose enclosure of the error may differ from the decisive one."""
+        e = self._enclosure(index, self.truth.bits)
+        return isinstance(e, StandIn) or _top(e) < self._ulp_exponent(index) - self._width(self.truth.bits) + 2
+
     def _enclosure(self, index: int, bits: int) -> tuple[int, int, int]:
         row, column = divmod(index, self.truth.width)
         e = self.truth.resolved(row).enclosures[column] if bits <= self.truth.bits else self.truth.row(row, bits)[column]
@@ -177,30 +193,38 @@ class Measurement:
     def _width(self, bits: int) -> int:
         return bits - self.fmt.precision + SLACK
 
-    def _truth(self, index: int, bits: int, unit: int) -> Interval:
-        """T in units of 2^unit. Below one unit a stand-in of T's sign: every coarser decision is the one T gives."""
-        lo, hi, exp = self._enclosure(index, bits)
+    def _truth(self, index: int, bits: int, unit: int, loose: bool) -> Interval:
+        """T in units of 2^unit. Unless loose, a T below one unit is replaced by a stand-in of its sign, as in truth.exact."""
+        e = self._enclosure(index, bits)
+        lo, hi, exp = hull(e) if loose else e
         t_lo, t_hi = outward(lo, hi, exp, unit)
-        if lo > 0 and not t_lo:
+        if lo > 0 and not t_lo and not loose:
             return 1, max(t_hi, 2)
-        return (min(t_lo, -2), -1) if hi < 0 and not t_hi else (t_lo, t_hi)
+        return (min(t_lo, -2), -1) if hi < 0 and not t_hi and not loose else (t_lo, t_hi)
 
-    def signed_ulp(self, index: int, bits: int) -> Interval:
-        """(c - T) / ulp(T) in units of 2^-W; W = bits - precision + SLACK."""
+    def signed_ulp(self, index: int, bits: int, loose: bool = False) -> Interval:
+        """(c - T) / ulp(T) in units of 2^-W; W = bits - precision + SLACK.
+
+        Loose: a true enclosure, for sums and for comparing elements. Otherwise one that decides as the true value does.
+        """
         if bits == self.truth.bits and index in self._base:
-            return self._base[index]
+            return self._loose.get(index, self._base[index]) if loose else self._base[index]
         got = self._got[index]
         if abs(got) == self.fmt.infinity_ordinal:
             return 0, 0
         unit = self._ulp_exponent(index) - self._width(bits)
         man, exp = formats.exact(got, self.fmt)
         c_lo, c_hi = outward(man, man, exp, unit)
-        t_lo, t_hi = self._truth(index, bits, unit)
+        t_lo, t_hi = self._truth(index, bits, unit, loose)
         return c_lo - t_hi, c_hi - t_lo
 
-    def relative(self, index: int, bits: int) -> Interval | None:
+    def _ulp(self, index: int, bits: int, loose: bool) -> Interval:
+        return _absolute(*self.signed_ulp(index, bits, loose))
+
+    def _relative(self, index: int, bits: int, loose: bool) -> Interval | None:
         """|c - T| / |T| in units of 2^-(W + precision); None where it is infinite or beyond binary64."""
-        got, (lo, hi, exp) = self._got[index], self._enclosure(index, bits)
+        got, e = self._got[index], self._enclosure(index, bits)
+        lo, hi, exp = hull(e) if loose else e
         places = self._width(bits) + self.fmt.precision
         if lo == hi == 0:
             return None if got else (0, 0)
@@ -217,120 +241,92 @@ class Measurement:
         near, far = _absolute(num - (hi << scale), num - (lo << scale))
         return (near << places) // (hi << scale), -((-far << places) // (lo << scale))
 
-    @cached_property
-    def _magnitudes(self) -> list[Interval]:
-        return [_absolute(*self._base[index]) for index in self.compared]
+    def absolute_error(self, index: int, bits: int, loose: bool) -> Interval:
+        """|c - T| in units of 2^-W times the smallest subnormal."""
+        shift = self._ulp_exponent(index) - self.subnormal_exponent
+        lo, hi = self._ulp(index, bits, loose)
+        return lo << shift, hi << shift
+
+    @property
+    def subnormal_exponent(self) -> int:
+        """log2 of the smallest subnormal."""
+        return self.fmt.emin - self.fmt.precision + 1
+
+    @property
+    def _ulp_unit(self) -> int:
+        return -self._width(self.truth.bits)
+
+    @property
+    def _relative_unit(self) -> int:
+        return self._ulp_unit - self.fmt.precision
 
     # ---- maxima ----
 
-    def _maximum(
-        self, intervals: Sequence[Interval], indices: Sequence[int], finer: Callable[[int, int], Interval], exp: int
-    ) -> tuple[float, int]:
-        """The largest figure fixed to 40 bits, and the first index that has it; `exp` is the unit at the base precision."""
-        best = max(lo for lo, _ in intervals)
-        fixed = [
-            (self._fixed(index, interval, finer, exp), index)
-            for index, interval in zip(indices, intervals, strict=True)
-            if interval[1] >= best
-        ]
+    def _maximum(self, indices: Sequence[int], figure: Figure, exp: int) -> tuple[float, int]:
+        """The largest figure fixed to 40 bits, and the first index that has it; `exp` is its unit at the base precision."""
+        found = [(index, figure(index, self.truth.bits, True)) for index in indices]
+        best = max(inf if interval is None else interval[0] for _, interval in found)
+        # all that may round to the same 40 bits as the largest, or to infinity beside an infinite one
+        least = 1 << (1023 - exp) if best == inf else int(best) - (int(best) >> (MAXIMUM_BITS - 1))
+        fixed = [(self._fixed(index, figure, exp), index) for index, interval in found if interval is None or interval[1] >= least]
         top = max(value for value, _ in fixed)
         return top, next(index for value, index in fixed if value == top)
 
-    def _fixed(
-        self,
-        index: int,
-        interval: Interval,
-        finer: Callable[[int, int], Interval],
-        exp: int,
-        digits: int = MAXIMUM_BITS,
-    ) -> float:
+    def _fixed(self, index: int, figure: Figure, exp: int, digits: int = MAXIMUM_BITS) -> float:
         """One element's figure to `digits` significant bits, refining its truth until both ends agree."""
         bits = self.truth.bits
-        while (fixed := fix(*interval, 1, exp, digits)) is None:
+        while (interval := figure(index, bits, True)) is not None:
+            if (fixed := fix(*interval, 1, exp, digits)) is not None:
+                return fixed
             bits, grown = _more(bits, "an error")
             exp -= grown
-            interval = finer(index, bits)
-        return fixed
+        return inf
 
     def max_ulp(self) -> tuple[float, int]:
         """The largest ULP error and its flat index."""
-        return self._maximum(
-            self._magnitudes, self.compared, lambda i, bits: _absolute(*self.signed_ulp(i, bits)), -self._width(self.truth.bits)
-        )
+        return self._maximum(self.compared, self._ulp, self._ulp_unit)
 
-    def ulp(self, index: int) -> float:
-        """One element's ULP error to 20 significant bits."""
-        interval = _absolute(*self.signed_ulp(index, self.truth.bits))
-        return self._fixed(
-            index, interval, lambda i, bits: _absolute(*self.signed_ulp(i, bits)), -self._width(self.truth.bits), MEAN_BITS
-        )
-
-    def rel(self, index: int) -> float:
-        """One element's relative error to 20 significant bits."""
-        interval = self.relative(index, self.truth.bits)
-        if interval is None:
-            return inf
-        return self._fixed(index, interval, self._finite_relative, -self._width(self.truth.bits) - self.fmt.precision, MEAN_BITS)
+    def ranked(self, count: int) -> list[int]:
+        """Flat indices of the `count` largest ULP errors, equal to 40 bits being a tie that the first index wins; no exact ones."""
+        bounds = [(i, *self._ulp(i, self.truth.bits, True)) for i in self.compared]
+        lows = nlargest(count, (lo for _, lo, _ in bounds))
+        least = lows[-1] - (lows[-1] >> (MAXIMUM_BITS - 1)) if len(lows) == count > 0 else 0
+        fixed = [(-self._fixed(i, self._ulp, self._ulp_unit), i) for i, _, hi in bounds if hi and hi >= least]
+        return [i for _, i in sorted(fixed)[:count]]
 
     def max_rel(self, normal: bool) -> tuple[float, int] | None:
         """The largest relative error and its flat index, over all compared elements or over those with a normal R."""
         chosen = [i for i in self.compared if not normal or self.kinds.normal[i]]
-        if not chosen:
-            return None
-        found = [self.relative(i, self.truth.bits) for i in chosen]
-        for index, interval in zip(chosen, found, strict=True):
-            if interval is None:
-                return inf, index
-        return self._maximum(
-            [f for f in found if f], chosen, self._finite_relative, -self._width(self.truth.bits) - self.fmt.precision
-        )
-
-    def _finite_relative(self, index: int, bits: int) -> Interval:
-        found = self.relative(index, bits)
-        assert found is not None
-        return found
-
-    def _absolute_error(self, index: int, bits: int) -> Interval:
-        """|c - T| in units of 2^-W times the smallest subnormal."""
-        shift = self._ulp_exponent(index) - self.fmt.emin + self.fmt.precision - 1
-        lo, hi = _absolute(*self.signed_ulp(index, bits))
-        return lo << shift, hi << shift
-
-    @property
-    def _subnormal_exponent(self) -> int:
-        return self.fmt.emin - self.fmt.precision + 1
+        return self._maximum(chosen, self._relative, self._relative_unit) if chosen else None
 
     def max_abs(self) -> float:
         """The largest absolute error."""
-        intervals = [self._absolute_error(i, self.truth.bits) for i in self.compared]
-        return self._maximum(
-            intervals, self.compared, self._absolute_error, self._subnormal_exponent - self._width(self.truth.bits)
-        )[0]
+        return self._maximum(self.compared, self.absolute_error, self.subnormal_exponent + self._ulp_unit)[0]
+
+    def ulp(self, index: int) -> float:
+        """One element's ULP error to 20 significant bits."""
+        return self._fixed(index, self._ulp, self._ulp_unit, MEAN_BITS)
+
+    def rel(self, index: int) -> float:
+        """One element's relative error to 20 significant bits."""
+        return self._fixed(index, self._relative, self._relative_unit, MEAN_BITS)
 
     # ---- means and percentiles ----
 
-    def _precisions(self) -> Iterator[tuple[list[Interval], int]]:
-        """Signed ULP errors of all compared elements with their unit's exponent, finer each time."""
-        yield list(self._base.values()), -self._width(self.truth.bits)
+    def _refined(self, figure: Callable[[list[Interval], int], float | None], loose: bool) -> float:
+        """figure(signed ULP errors of all compared elements, their unit) at the first precision that decides it."""
         bits = self.truth.bits
-        while True:
+        while (value := figure([self.signed_ulp(i, bits, loose) for i in self.compared], -self._width(bits))) is None:
             bits, _ = _more(bits, "a mean")
-            yield [self.signed_ulp(index, bits) for index in self.compared], -self._width(bits)
+        return value
 
     def mean_ulp(self) -> float:
         """The mean ULP error."""
-        return self._first(lambda found, exp: self._mean([_absolute(lo, hi) for lo, hi in found], exp))
+        return self._refined(lambda found, exp: _mean([_absolute(lo, hi) for lo, hi in found], exp), loose=True)
 
     def bias_ulp(self) -> float:
         """The signed mean ULP error."""
-        return self._first(self._mean)
-
-    def _first(self, figure: Callable[[list[Interval], int], float | None]) -> float:
-        return next(value for found, exp in self._precisions() if (value := figure(found, exp)) is not None)
-
-    def _mean(self, intervals: Sequence[Interval], exp: int) -> float | None:
-        low, high = sum(lo for lo, _ in intervals), sum(hi for _, hi in intervals)
-        return fix(low, high, len(intervals), exp, MEAN_BITS, ULP_STEP)
+        return self._refined(_mean, loose=True)
 
     def percentile_ulp(self, percent: int) -> float:
         """Nearest-rank percentile of the ULP errors, as the upper edge of its bin."""
@@ -343,7 +339,7 @@ class Measurement:
             upper = bin_edge(sorted(hi for _, hi in sizes)[rank], exp)
             return upper if bin_edge(low, exp) == upper else None
 
-        return self._first(edge)
+        return self._refined(edge, loose=False)
 
     # ---- tolerances ----
 
@@ -362,8 +358,8 @@ class Measurement:
     def _compare(self, index: int, tolerance: Tolerance, bits: int) -> bool | None:
         """Whether |c - T| > absolute + relative |T|, all in units of 2^-W ulp; None where the enclosure does not tell."""
         unit = self._ulp_exponent(index) - self._width(bits)
-        t_lo, t_hi = _absolute(*self._truth(index, bits, unit))
-        e_lo, e_hi = _absolute(*self.signed_ulp(index, bits))
+        t_lo, t_hi = _absolute(*self._truth(index, bits, unit, False))
+        e_lo, e_hi = self._ulp(index, bits, False)
         a, r = tolerance.absolute, tolerance.relative
         num, den = _units(a.numerator, a.denominator, unit)
         scale = den * r.denominator
@@ -379,9 +375,18 @@ class Measurement:
         return range(row * self.truth.width, (row + 1) * self.truth.width)
 
 
+def _mean(intervals: Sequence[Interval], exp: int) -> float | None:
+    low, high = sum(lo for lo, _ in intervals), sum(hi for _, hi in intervals)
+    return fix(low, high, len(intervals), exp, MEAN_BITS, ULP_STEP)
+
+
 def _units(num: int, den: int, unit: int) -> tuple[int, int]:
     """num / den in units of 2^unit, as a quotient of integers."""
     return (num, den << unit) if unit >= 0 else (num << -unit, den)
+
+
+def _top(e: tuple[int, int, int]) -> int:
+    return min(abs(e[0]), abs(e[1])).bit_length() + e[2]
 
 
 def _absolute(lo: int, hi: int) -> Interval:
@@ -534,7 +539,7 @@ class _Rows:
 
     def _pairs(self, row: int, bits: int) -> Iterator[tuple[int, Enclosure, Enclosure]]:
         """(flat index, T, p) over a row."""
-        truths = self.truth.row(row, bits)
+        truths = [e if isinstance(e, float) else hull(e) for e in self.truth.row(row, bits)]
         return zip(self.m.row_slice(row), truths, self.probabilities.row(row, bits) if self.log else truths, strict=True)
 
     def _infinite(self, row: int) -> bool:
@@ -575,20 +580,23 @@ class _Rows:
         if isinstance(t, float):
             return 0, 0, 0
         assert not isinstance(p, float)
+        p = hull(p)
         man, exp = formats.exact(self.m._got[index], self.m.fmt)
-        unit = max(min(exp, t[2]), self.m._ulp_exponent(index) - 2 * bits)
+        unit = min(max(min(exp, t[2]), self.m._ulp_exponent(index) - 2 * bits), 0)
         (c_lo, c_hi), (t_lo, t_hi) = outward(man, man, exp, unit), outward(*t, unit)
-        lo, hi = (c_lo - t_hi, c_hi - t_lo) if unit <= 0 else ((c_lo - t_hi) << unit, (c_hi - t_lo) << unit)
+        w = (c_lo - t_hi, c_hi - t_lo, unit)
+        if min(abs(w[0]), abs(w[1])) >> (8 - unit):
+            return _far_log_term((man, exp), w, p, bits)
         series = _excess_exp if bits == self.truth.bits else None
-        f = _convex(lo, hi, max(0, -unit), bits, series, _direct_exp)
+        f = _convex(w[0], w[1], -unit, bits, series, _direct_exp)
         return p[0] * f[0], p[1] * f[1], p[2] + f[2]
 
     def total_variation(self, row: int, bits: int) -> Term | float:
         """sum |c - T| / 2 over one row."""
         if self._infinite(row):
             return inf
-        errors = [self.m._absolute_error(index, bits) for index in self.m.row_slice(row)]
-        unit = self.m._subnormal_exponent - self.m._width(bits) - 1
+        errors = [self.m.absolute_error(index, bits, True) for index in self.m.row_slice(row)]
+        unit = self.m.subnormal_exponent - self.m._width(bits) - 1
         return sum(lo for lo, _ in errors), sum(hi for _, hi in errors), unit
 
     def backward_error(self, row: int, bits: int) -> Term | float:
@@ -597,7 +605,7 @@ class _Rows:
         chosen = [i for i in m.row_slice(row) if m.kinds.normal[i]]
         if any(m._got[i] <= 0 or m._got[i] == m.fmt.infinity_ordinal for i in chosen):
             return inf
-        pairs = {(m._got[i], m._enclosure(i, bits)) for i in chosen}
+        pairs = {(m._got[i], hull(m._enclosure(i, bits))) for i in chosen}
         if len(pairs) < 2:
             return 0, 0, 0
         ratios = [_quotient(formats.exact(got, m.fmt), t, bits + 64) for got, t in pairs]
@@ -607,6 +615,15 @@ class _Rows:
         high = log_enclosure(most[1], least[0], bits)
         unit = min(low[2], high[2])
         return low[0] << (low[2] - unit), high[1] << (high[2] - unit), unit - 1
+
+
+def _far_log_term(c: tuple[int, int], w: tuple[int, int, int], p: tuple[int, int, int], bits: int) -> Term:
+    """p (expm1(w) - w) as exp(c) - p (1 + w), where |w| >= 2^8 and exp(w) itself may be known to no digit."""
+    corners = [a * b for a in p[:2] for b in w[:2]]
+    parts = [exp_enclosure(*c, bits), (-p[1], -p[0], p[2]), (-max(corners), -min(corners), p[2] + w[2])]
+    unit = max(max(abs(lo), abs(hi)).bit_length() + exp for lo, hi, exp in parts) - bits - 32
+    ends = [outward(*part, unit) for part in parts]
+    return max(0, sum(lo for lo, _ in ends)), sum(hi for _, hi in ends), unit
 
 
 def _quotient(value: tuple[int, int], t: tuple[int, int, int], places: int) -> Interval:
@@ -757,10 +774,8 @@ def _inversions(x: Sequence[float], got: Sequence[int]) -> int:
 def worst(m: Measurement, count: int) -> tuple[Worst, ...]:
     """The `count` worst elements: special mismatches first, in C order, then by ULP error; exact ones are left out."""
     mismatches = np.flatnonzero(m.kinds.mismatch)[:count].tolist()
-    ranked = nlargest(count, ((hi, -index) for index, (_, hi) in zip(m.compared, m._magnitudes, strict=True) if hi))
-    found = [(m.ulp(-index), index) for _, index in ranked]
-    chosen = [-index for _, index in sorted(found, key=lambda pair: (-pair[0], -pair[1]))]
-    return tuple(_worst(m, index, index in mismatches) for index in (mismatches + chosen)[:count])
+    chosen = m.ranked(count - len(mismatches))
+    return tuple(_worst(m, index, index in mismatches) for index in mismatches + chosen)
 
 
 def _worst(m: Measurement, index: int, mismatch: bool) -> Worst:

@@ -99,9 +99,9 @@ def _check_targets(targets: Array, shape: tuple[int, ...]) -> None:
             bad = targets[(targets < 0) | (targets >= n)].flat[0]
             raise InvalidProblem(f"target {bad} is out of range: class indices of {n} logits are 0 to {n - 1}")
     elif targets.shape == shape:
-        values = targets.astype(np.float64)
-        if not (np.isfinite(values).all() and (values >= 0).all()):
-            bad = values[~(np.isfinite(values) & (values >= 0))].flat[0]
+        weights = np.isfinite(targets) & (targets >= 0)
+        if not weights.all():
+            bad = targets[~weights].flat[0]
             raise InvalidProblem(f"target {bad} is not a weight: distributions are finite and at least 0")
     else:
         raise InvalidProblem(
@@ -112,6 +112,6 @@ def _check_targets(targets: Array, shape: tuple[int, ...]) -> None:
 def _check_grad_output(grad_output: Array, shape: tuple[int, ...]) -> None:
     if grad_output.shape != shape:
         raise InvalidProblem(f"grad_output has shape {list(grad_output.shape)}; it must be the logits' {list(shape)}")
-    values = grad_output.astype(np.float64)
-    if not np.isfinite(values).all():
-        raise InvalidProblem(f"grad_output contains {values[~np.isfinite(values)].flat[0]}; it must be finite")
+    finite = np.isfinite(grad_output)
+    if not finite.all():
+        raise InvalidProblem(f"grad_output contains {grad_output[~finite].flat[0]}; it must be finite")

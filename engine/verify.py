@@ -227,14 +227,14 @@ def _stored(problem: Problem, fmt: Format) -> Problem:
     targets = problem.targets
     if targets is not None and not ops.is_index(problem):
         targets = formats.round_array(targets, fmt)
-        if not np.isfinite(targets.astype(np.float64)).all():
+        if not np.isfinite(formats.widen(targets)).all():
             raise InvalidProblem(
                 f"a target overflows {fmt.name}, whose largest number is {fmt.largest}; scale the distribution down"
             )
     grad_output = problem.grad_output
     if grad_output is not None:
         grad_output = formats.round_array(grad_output, fmt)
-        if not np.isfinite(grad_output.astype(np.float64)).all():
+        if not np.isfinite(formats.widen(grad_output)).all():
             raise InvalidProblem(f"grad_output overflows {fmt.name}, whose largest number is {fmt.largest}; scale it down")
     return Problem(problem.op, formats.round_array(problem.logits, fmt), targets, grad_output)
 
@@ -246,7 +246,7 @@ def _arguments(problem: Problem) -> list[Array]:
 
 def _input_rounding(logits: Array, stored: Array) -> InputRounding:
     """What rounding did to the logits; differences are exact in binary64 but for the last subtraction of a shift."""
-    before, after = logits.astype(np.float64), stored.astype(np.float64)
+    before, after = formats.widen(logits), formats.widen(stored)
     changed = (before != after) & ~np.isnan(before)
     difference = np.zeros(before.shape)
     np.subtract(after, before, out=difference, where=changed)

@@ -293,22 +293,28 @@ class _Beside:
         self.rest = [i for i, x in self.x.items() if x != self.top]
         self.reach = max((self.x[i] for i in self.rest), default=self.top)
 
-    def parts(self, op: str, target: Target, gap: int) -> list[tuple[Fraction, int] | None] | None:
-        if len(self.x) == 1 or self.top - self.reach < gap or (not self.rest and op not in LOGS):
-            return None
-        near = self.m == 1 or gap == 0  # log S of tied maxima is no tiny rest
+    def parts(self, op: str, target: Target, gap: int) -> list[tuple[Fraction, int] | None]:
         y = weights(target, self.n) if target is not None else [Fraction(0)] * self.n
-        if op == "log_softmax":
-            return [(self.x[i] - self.top, -1) if near and i in self.x else None for i in range(self.n)]
         if op == "softmax_jacobian":
-            return [self._jacobian(i, j) for i in range(self.n) for j in range(self.n)]
+            return [self._jacobian(i, j, gap) for i in range(self.n) for j in range(self.n)]
+        near = (
+            len(self.x) > 1 and self.top - self.reach >= gap and (self.m == 1 or gap == 0)
+        )  # log S of tied maxima is no tiny rest
         if op == "logsumexp":
             return [(self.top, 1) if near else None]
+        if op == "log_softmax":
+            return [(self.x[i] - self.top, -1) if near and i in self.x else None for i in range(self.n)]
         if op == "cross_entropy":
             masked = any(y[i] for i in range(self.n) if i not in self.x)
             pull = sum((y[i] * (self.x[i] - self.top) for i in self.x), Fraction(0))
             return [(-pull, 1) if near and any(y) and not masked else None]
-        return [self._vector(op, i, y) if i in self.x else None for i in range(self.n)]
+        return [self._vector(op, i, y) if self._is_beside(i, gap) else None for i in range(self.n)]
+
+    def _is_beside(self, i: int, gap: int) -> bool:
+        """Whether p_i is 1/m, or 0, but for a rest below e^-gap."""
+        if i in self.tops:
+            return bool(self.rest) and self.top - self.reach >= gap
+        return i in self.x and self.top - self.x[i] >= gap
 
     def _vector(self, op: str, i: int, y: list[Fraction]) -> tuple[Fraction, int] | None:
         top = i in self.tops
@@ -317,15 +323,17 @@ class _Beside:
             return (Fraction(int(top), self.m), -1 if top else 1)
         if op == "cross_entropy_grad":
             return (Fraction(int(top), self.m) * whole - y[i], -1 if top else 1) if whole else None
-        return self._vjp(i, y) if top else None
+        return self._vjp(i, y) if top else self._small_vjp(i, y)
 
-    def _jacobian(self, i: int, j: int) -> tuple[Fraction, int] | None:
-        if i not in self.tops or j not in self.tops:
+    def _jacobian(self, i: int, j: int, gap: int) -> tuple[Fraction, int] | None:
+        if i not in self.x or j not in self.x:
             return None
-        if i != j:
-            return Fraction(-1, self.m**2), 1
-        # m^2 (m+T-1) - (m-1)(m+T)^2 = T m (2-m) - (m-1) T^2
-        return Fraction(self.m - 1, self.m**2), 1 if self.m == 1 else -1
+        if i in self.tops and j in self.tops:
+            # m^2 (m+T-1) - (m-1)(m+T)^2 = T m (2-m) - (m-1) T^2
+            q = (Fraction(self.m - 1, self.m**2), 1 if self.m == 1 else -1) if i == j else (Fraction(-1, self.m**2), 1)
+            return q if self._is_beside(i, gap) else None
+        far = self.top - self.x[i] + (self.top - self.x[j] if i != j else 0)
+        return (Fraction(0), 1 if i == j else -1) if far >= gap else None
 
     def _vjp(self, i: int, g: list[Fraction]) -> tuple[Fraction, int] | None:
         """The rest has the sign of m^2 H - 2 m G T - G T^2.
@@ -342,6 +350,14 @@ class _Beside:
                 terms[both] = terms.get(both, Fraction(0)) - G
         sign = _sign_of_sum(terms)
         return (G / self.m**2, sign) if sign else None
+
+    def _small_vjp(self, i: int, g: list[Fraction]) -> tuple[Fraction, int] | None:
+        """Beside 0, with the sign of the sum of e^(x_j) (g_i - g_j)."""
+        terms: dict[Fraction, Fraction] = {}
+        for j, x in self.x.items():
+            terms[x] = terms.get(x, Fraction(0)) + g[i] - g[j]
+        sign = _sign_of_sum(terms)
+        return (Fraction(0), sign) if sign else None
 
 
 def _sign_of_sum(terms: dict[Fraction, Fraction]) -> int:

@@ -22,10 +22,12 @@ from engine.truth.exact import (
     Inputs,
     Row,
     Scaled,
+    StandIn,
     decimal,
     enclose,
     exp_enclosure,
     hexadecimal,
+    hull,
     log_enclosure,
     scaled,
     special_name,
@@ -35,10 +37,12 @@ __all__ = [
     "MAX_PRECISION",
     "Enclosure",
     "Resolved",
+    "StandIn",
     "Truth",
     "decimal",
     "exp_enclosure",
     "hexadecimal",
+    "hull",
     "log_enclosure",
     "special_name",
 ]
@@ -76,7 +80,7 @@ class Truth:
         self.width = self.op.width(n)
         self.bits = max(SERVED_BITS, fmt.precision + FIGURE_BITS)
         self._n = n
-        self._logits = problem.logits.astype(np.float64).reshape(self.rows, n)
+        self._logits = formats.widen(problem.logits).reshape(self.rows, n)
         self._targets = _by_row(problem.targets, self.rows, not ops.is_index(problem))
         self._grad_output = _by_row(problem.grad_output, self.rows, True)
         self._resolved: dict[int, Resolved] = {}
@@ -188,7 +192,7 @@ class Truth:
 def _by_row(values: Array | None, rows: int, last_axis: bool) -> Array | None:
     if values is None:
         return None
-    return values.astype(np.float64).reshape(rows, -1) if last_axis else values.reshape(rows)
+    return formats.widen(values).reshape(rows, -1) if last_axis else values.reshape(rows)
 
 
 def _select(whole: Scaled, finite: Array) -> Scaled:

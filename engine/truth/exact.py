@@ -40,6 +40,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import gcd
+from typing import NamedTuple
 
 import numpy as np
 from mpmath import libmp
@@ -53,8 +55,18 @@ MAX_ROW_BITS = 1 << 28
 
 Real = tuple[int, int]
 """A positive real as (man, exp): man * 2^exp, to a relative accuracy stated where it is made."""
+
+
+class StandIn(NamedTuple):
+    """The enclosure of the sticky rule: for decisions, not for sums."""
+
+    lo: int
+    hi: int
+    exp: int
+
+
 Enclosure = tuple[int, int, int] | float
-"""(lo, hi, exp): lo * 2^exp <= T <= hi * 2^exp, or the stand-in of the sticky rule; or exactly nan, inf or -inf."""
+"""(lo, hi, exp): lo * 2^exp <= T <= hi * 2^exp; or a StandIn; or exactly nan, inf or -inf."""
 ZERO: Enclosure = (0, 0, 0)
 
 
@@ -271,6 +283,8 @@ def _rational(num: int, den: int, exp: int, bits: int) -> Enclosure:
     """An exact rational: itself where dyadic, else its neighbours at a width below 2^-bits."""
     if num == 0:
         return ZERO
+    common = gcd(num, den)
+    num, den = num // common, den // common
     if den & (den - 1) == 0:
         return num, num, exp - den.bit_length() + 1
     shift = max(0, bits + 2 + den.bit_length() - abs(num).bit_length())
@@ -286,7 +300,12 @@ def _beside(num: int, den: int, exp: int, sign: int, unit: int) -> Enclosure:
     floor, rest = _divide(num, den, exp - unit)
     if rest:
         return floor - 1, floor + 2, unit
-    return 4 * floor + 2 * sign - 1, 4 * floor + 2 * sign + 1, unit - 2
+    return StandIn(4 * floor + 2 * sign - 1, 4 * floor + 2 * sign + 1, unit - 2)
+
+
+def hull(e: tuple[int, int, int]) -> tuple[int, int, int]:
+    """An enclosure that truly holds T: a stand-in is widened to reach from q to a whole unit beyond it."""
+    return (e.lo - 1, e.hi + 1, e.exp) if isinstance(e, StandIn) else e
 
 
 # ---- the ops: each gives the enclosures of one row -------------------------------------------------------------------

@@ -50,7 +50,21 @@ def finite(values):
 
 
 def test_the_toy_format_has_exactly_its_thirteen_numbers():
-    assert [value(k, TOY) for k in range(-6, 7)] == [-4, -3, -2, Fraction(-3, 2), -1, Fraction(-1, 2), 0, Fraction(1, 2), 1, Fraction(3, 2), 2, 3, 4]
+    assert [value(k, TOY) for k in range(-6, 7)] == [
+        -4,
+        -3,
+        -2,
+        Fraction(-3, 2),
+        -1,
+        Fraction(-1, 2),
+        0,
+        Fraction(1, 2),
+        1,
+        Fraction(3, 2),
+        2,
+        3,
+        4,
+    ]
 
 
 def brute_force(exact):
@@ -292,7 +306,9 @@ def test_an_ambiguous_name_is_refused_and_the_choice_named(name):
 
 
 def test_an_unknown_format_is_refused_with_what_exists_and_what_was_perhaps_meant():
-    with pytest.raises(UnknownName, match=r"unknown format 'float17'; known: float16, bfloat16, float32, float64; did you mean 'float16'\?"):
+    with pytest.raises(
+        UnknownName, match=r"unknown format 'float17'; known: float16, bfloat16, float32, float64; did you mean 'float16'\?"
+    ):
         formats.find("float17")
 
 

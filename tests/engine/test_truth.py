@@ -123,6 +123,22 @@ def test_the_comparison_with_the_judge_covers_ten_thousand_values():
     assert sum(judge.width(op, len(row.logits)) for fmt, op in CASES for row, _ in drawn(fmt, op, 0)) >= 10_000
 
 
+@pytest.mark.parametrize("op", judge.OPS)
+def test_the_judges_two_ways_agree(op):
+    """Balls precise enough to see the rest, and the rational part with the sign of the rest."""
+    for logits in ([1.0, -4095.0, -4096.0], [2.0, -4094.0, 2.0, -5000.0], [0.5, 0.5, -4000.0, 0.5]):
+        n = len(logits)
+        for target in (
+            [0.5, 0.25, 2.0, 1.0][:n],
+            [1.0, 2.0**-12, 0.0, 2.0**-11][:n],
+            [1.0 + 2.0**-10, 2.0**-11, 5.0, 2.0**-11][:n],
+        ):
+            plain = judge.rounded(op, logits, target, "float16", cap=1 << 14)
+            for value, part in zip(plain, judge.sided(op, logits, target), strict=True):
+                assert value is not None
+                assert part is None or value == judge.round_fraction(part[0] + part[1] * judge.TINY, "float16")
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(1, 101))
 def test_truth_is_what_the_judge_says_on_a_million_values(seed):
@@ -221,6 +237,21 @@ def test_equal_logits_have_the_rational_softmax(n):
         assert rounded("softmax", fmt, [judge.nearest(-3.3, fmt)] * n) == [expected] * n
 
 
+def test_rational_answers_that_reduce_to_a_power_of_two_are_exact():
+    # S = 7 on seven equal logits: S/7 - y = 1 - y; and (g_i - mean) / 12 for a mean of -1/4
+    weights = [1.0, 3.0, 1.0, 0.0, 0.0, 1.0, 1.0]
+    assert rounded("cross_entropy_grad", "float64", [-3.0] * 7, weights) == [1.0 - y for y in weights]
+    grad = [0.0, -1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 0.0, -1.0, 1.0, 0.0, -1.0]
+    expected = [judge.from_ordinal(k, "float16") for k in judge.rounded("softmax_vjp", [2.0] * 12, grad, "float16")]
+    assert rounded("softmax_vjp", "float16", [2.0] * 12, grad) == expected
+    assert expected[1] == -0.0625  # (-1 + 1/4) / 12
+
+
+def test_a_loss_that_takes_more_precision_gets_it():
+    # the only element is undecided at first: 1024 + 2^-14 and a rest of e^-60 is beside the midpoint of 1024 and its neighbour
+    assert rounded("cross_entropy", "float32", [2.0**-14, -1024.0, -60.0], 1) == [1024.0 + 2.0**-13]
+
+
 def test_uniform_targets_on_equal_logits_make_a_gradient_of_exactly_zero():
     assert rounded("cross_entropy_grad", "float32", [5.0] * 4, [0.25] * 4) == [0.0] * 4
     assert truth_of("cross_entropy_grad", "float32", [5.0] * 4, [0.25] * 4).resolved(0).tops == [None] * 4
@@ -229,7 +260,12 @@ def test_uniform_targets_on_equal_logits_make_a_gradient_of_exactly_zero():
 
 
 @given(
-    groups=st.lists(st.tuples(st.integers(-3, 3), st.lists(st.integers(-2, 2), min_size=1, max_size=3)), min_size=1, max_size=3, unique_by=lambda g: g[0])
+    groups=st.lists(
+        st.tuples(st.integers(-3, 3), st.lists(st.integers(-2, 2), min_size=1, max_size=3)),
+        min_size=1,
+        max_size=3,
+        unique_by=lambda g: g[0],
+    )
 )
 def test_a_vjp_is_zero_exactly_where_g_is_the_mean_of_g_in_every_group_of_equal_logits(groups):
     logits = [float(x) for x, g in groups for _ in g]
@@ -267,17 +303,8 @@ def test_log_softmax_beside_a_midpoint_of_float32():
 
 
 def test_logsumexp_beside_a_midpoint_of_bfloat16():
-    truth = Truth(Problem("logsumexp", np.array([1.00390625, -1e6], np.float32).astype(FORMATS["bfloat16"].dtype)), FORMATS["bfloat16"])
-    assert float(truth.rounded()) == 1.0  # the logits of a problem are rounded first
-    assert beside_a_midpoint("logsumexp", [1.00390625, -1e6]) == 1.0078125
-
-
-def beside_a_midpoint(op, logits):
-    """The rounding to bfloat16 of the truth of binary64 logits, taken from the ends of its enclosure."""
-    truth = Truth(Problem(op, np.array(logits)), FORMATS["float64"])
-    lo, hi, exp = truth.row(0, 128)[0]
-    (number,) = {judge.round_fraction(end * judge.power(exp), "bfloat16") for end in (lo, hi)}
-    return judge.from_ordinal(number, "bfloat16")
+    wide = Problem("logsumexp", np.array([1.00390625, -1e6]))  # 1 + 2^-8: no bfloat16, so the logits stay binary64
+    assert float(Truth(wide, FORMATS["bfloat16"]).rounded()) == 1.0078125
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -294,14 +321,18 @@ def test_a_gradient_beside_a_midpoint_follows_the_sign_of_the_rest():
     assert rounded("cross_entropy_grad", "float16", [0.0, -60000.0], weights) == [2.0**-12, -(2.0**-12)]
     sums = [1.0, 1.0 + 2.0**-9, 2.0**-11]  # two maxima: S/2 - 1 = 2^-10 + 2^-12
     expected = judge.rounded("cross_entropy_grad", [0.0, 0.0, -60000.0], sums, "float16")
-    assert rounded("cross_entropy_grad", "float16", [0.0, 0.0, -60000.0], sums) == [judge.from_ordinal(k, "float16") for k in expected]
+    assert rounded("cross_entropy_grad", "float16", [0.0, 0.0, -60000.0], sums) == [
+        judge.from_ordinal(k, "float16") for k in expected
+    ]
 
 
 def test_a_vjp_beside_a_midpoint_follows_the_sign_of_the_rest():
     odd = 1.0 + 2.0**-10  # (odd - 2^-11)/4 is a midpoint of float16 between 1/4 and its neighbour 1/4 + 2^-12
     for third, nudge in ((60000.0, -1), (-60000.0, 1)):
         first = rounded("softmax_vjp", "float16", [0.0, 0.0, -60000.0], [odd, 2.0**-11, third])[0]
-        assert first == judge.from_ordinal(judge.round_fraction(Fraction(1, 4) + Fraction(1, 2**13) + nudge * judge.TINY, "float16"), "float16")
+        assert first == judge.from_ordinal(
+            judge.round_fraction(Fraction(1, 4) + Fraction(1, 2**13) + nudge * judge.TINY, "float16"), "float16"
+        )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -422,9 +453,8 @@ def test_a_masked_logit_has_probability_zero_and_the_others_do_not_notice():
     assert not jacobian[1].any()
     assert not jacobian[:, 1].any()
     assert jacobian[::2, ::2].ravel().tolist() == rounded("softmax_jacobian", "float32", plain)
-    assert rounded("softmax_vjp", "float32", masked, [1.0, 9.0, 3.0]) == [*rounded("softmax_vjp", "float32", plain, [1.0, 3.0])[:1], 0.0] + rounded(
-        "softmax_vjp", "float32", plain, [1.0, 3.0]
-    )[1:]
+    first, second = rounded("softmax_vjp", "float32", plain, [1.0, 3.0])
+    assert rounded("softmax_vjp", "float32", masked, [1.0, 9.0, 3.0]) == [first, 0.0, second]
 
 
 def test_a_target_on_a_masked_logit_costs_infinity_and_its_gradient_is_exact():
@@ -436,7 +466,9 @@ def test_a_target_on_a_masked_logit_costs_infinity_and_its_gradient_is_exact():
 
 
 def test_no_weight_on_a_masked_logit_contributes_exactly_nothing():
-    assert rounded("cross_entropy", "float32", [1.0, -INF, 2.0], [0.5, 0.0, 0.5]) == rounded("cross_entropy", "float32", [1.0, 2.0], [0.5, 0.5])
+    assert rounded("cross_entropy", "float32", [1.0, -INF, 2.0], [0.5, 0.0, 0.5]) == rounded(
+        "cross_entropy", "float32", [1.0, 2.0], [0.5, 0.5]
+    )
 
 
 def test_weights_that_are_all_zero_cost_nothing():
@@ -489,22 +521,25 @@ def test_published_golden_values_come_out_to_the_last_digit(op, fmt, logits, tar
         assert got.quantize(expected) == expected if got.adjusted() < 20 else got == expected
 
 
-def test_decimals_and_hex_are_the_truth_of_the_rounded_logits():
+def test_decimals_hex_and_rounded_values_enclose_one_truth():
     answer = engine.certify(Problem("softmax", np.array([[0.0, -0.1], [NAN, 1.0]])), "float16", 25)
-    x = judge.nearest(-0.1, "float16")
     with ctx.workprec(300):
-        for k, ball in enumerate(judge.enclose("softmax", [0.0, x], None, 300)):
-            low, high = judge.ends(ball)
-            for text in (answer.decimal[0][k],):
-                value = Fraction(Decimal(text))
-                assert abs(value - low) < Fraction(1, 10**24) * high
-                assert len(text.replace("0.", "").lstrip("0").split("e")[0].replace(".", "")) == 25
-    assert answer.decimal[1] == ["NaN", "NaN"]
-    assert answer.hex[1] == ["NaN", "NaN"]
+        balls = [judge.ends(ball) for ball in judge.enclose("softmax", [0.0, -0.1], None, 300)]
+    for (low, _), text, hexed in zip(balls, answer.decimal[0], answer.hex[0], strict=True):
+        assert abs(Fraction(Decimal(text)) - low) <= Fraction(1, 10**25)  # p in [0.1, 1): 25 digits, the last within 1
+        assert len(Decimal(text).as_tuple().digits) == 25
+        assert abs(_from_hex(hexed) - low) <= low * Fraction(2) ** answer.radius_log2
+    assert answer.decimal[1] == answer.hex[1] == ["NaN", "NaN"]
     assert answer.rounded.dtype == np.float16
-    assert answer.rounded[0].astype(float).tolist() == rounded("softmax", "float16", [0.0, x])
-    assert answer.radius_log2 is not None
+    assert answer.rounded[0].astype(float).tolist() == [judge.nearest(float(low), "float16") for low, _ in balls]
     assert answer.radius_log2 <= -math.ceil(25 * math.log2(10))
+
+
+def _from_hex(text):
+    """The exact value of a hex float of any length."""
+    digits, exponent = text.removeprefix("0x").split("p")
+    whole, _, places = digits.partition(".")
+    return int(whole + places, 16) * Fraction(2) ** (int(exponent) - 4 * len(places))
 
 
 def test_an_answer_that_is_exact_everywhere_has_no_radius():

@@ -1,0 +1,296 @@
+"""evaluate and certify: what is measured, how it is judged, what is refused."""
+
+import hashlib
+import math
+import re
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import engine
+from engine import InvalidProblem, Problem, UnknownName, evaluate
+from engine.bounds import ABSOLUTE, RELATIVE
+from engine.formats import FORMATS
+from engine.ops import OPS
+from engine.variants import VARIANTS
+
+INF, NAN = math.inf, math.nan
+LOGITS = Path(__file__).parents[2] / ".." / "shared" / "data" / "bhh-mnist" / "logits.npy"
+
+
+def problem_of(op, logits):
+    """A problem with whatever else the op needs."""
+    x = np.asarray(logits, dtype=np.float64)
+    targets = np.zeros(x.shape[:-1], dtype=np.int64) if "targets" in OPS[op].tensors else None
+    grad_output = np.linspace(-1, 2, x.size).reshape(x.shape) if "grad_output" in OPS[op].tensors else None
+    return Problem(op, x, targets, grad_output)
+
+
+def outcome(op, logits, fmt, variant, **more):
+    given = problem_of(op, logits) if not isinstance(logits, Problem) else logits
+    (found,) = evaluate(given, [fmt], [variant], **more).outcomes
+    return found
+
+
+# The example everything starts from
+
+
+@pytest.mark.parametrize("fmt", ["float16", "float32", "float64"])
+def test_naive_softmax_of_1000_is_nan_because_exp_overflowed_at_element_0(fmt):
+    naive = outcome("softmax", [1000, 1001, 1002], fmt, "naive")
+    assert naive.status == "unstable"
+    assert naive.metrics.nan_count == naive.metrics.nan_unexpected == naive.metrics.special_mismatch == 3
+    first = naive.faults[0]
+    assert (first.step, first.kind, first.count, first.first_index) == ("exp", "overflow", 3, (0,))
+    assert first.detail.startswith(f"exp(1000) exceeds the largest {fmt}, ")
+
+
+@pytest.mark.parametrize("fmt", list(FORMATS))
+def test_shifted_softmax_of_1000_is_right_to_an_ulp(fmt):
+    shifted = outcome("softmax", [1000, 1001, 1002], fmt, "shifted")
+    assert shifted.status == "accurate"
+    assert shifted.metrics.max_ulp < 1
+    assert shifted.faults == ()
+
+
+def test_the_published_count_of_overflowed_rows():
+    if not LOGITS.exists():
+        pytest.skip("the shared data set bhh-mnist is not here")
+    answer = evaluate(Problem("logsumexp", np.load(LOGITS)), ["float16"], ["naive", "shifted"], summation="sequential")
+    assert answer.rows == 2500
+    assert [found.metrics.overflow_count for found in answer.outcomes] == [475, 0]
+
+
+# Every variant, every format
+
+
+@pytest.mark.parametrize("fmt", list(FORMATS))
+@pytest.mark.parametrize("key", list(VARIANTS))
+def test_every_variant_is_measured_on_rows_of_every_kind(key, fmt):
+    op, name = key.split("/")
+    rows = [[0.5, -1.25, 2.0], [1000.0, 1001.0, -1002.0], [-INF, 1.0, 2.0], [NAN, 0.0, 1.0], [INF, 0.0, 1.0], [-INF] * 3, [3.0] * 3]
+    found = outcome(op, rows, fmt, name, include=("values", "truth", "ranks"))
+    width = found.values.size // len(rows)
+    assert found.values.dtype == found.truth.dtype == FORMATS[fmt].dtype
+    assert found.values.shape == found.truth.shape == OPS[op].output_shape((7, 3))
+    assert found.metrics.n == found.values.size
+    assert np.isnan(found.truth.reshape(7, width)[3].astype(float)).all()
+    assert found.metrics.compared <= found.metrics.n - width
+    assert engine.encode(found)["status"] in ("unstable", "inaccurate", "accurate")
+
+
+@pytest.mark.parametrize("key", [key for key, row in VARIANTS.items() if row.stable])
+def test_a_stable_variant_is_accurate_on_tame_rows_in_every_format(key):
+    op, name = key.split("/")
+    x = np.random.default_rng(7).standard_normal((20, 8))
+    for found in evaluate(problem_of(op, x), list(FORMATS), [name]).outcomes:
+        if (key, found.format) == ("softmax_jacobian/shifted", "bfloat16"):
+            continue  # 1 - p cancels there: nothing is promised for it by the name alone
+        assert found.status == "accurate", (found.format, found.metrics.max_ulp)
+
+
+def test_formats_are_outermost_and_aliases_and_full_names_are_taken():
+    answer = evaluate(problem_of("softmax", [1, 2]), ["FP32", "half"], ["softmax/shifted", "naive"])
+    assert [(o.format, o.variant) for o in answer.outcomes] == [
+        ("float32", "shifted"), ("float32", "naive"), ("float16", "shifted"), ("float16", "naive"),
+    ]  # fmt: skip
+
+
+def test_left_out_formats_are_the_ieee_three_and_left_out_variants_all_of_the_op():
+    answer = evaluate(problem_of("cross_entropy", [1, 2]))
+    assert [o.format for o in answer.outcomes[::3]] == ["float16", "float32", "float64"]
+    assert [o.variant for o in answer.outcomes[:3]] == ["naive", "log_of_softmax", "fused"]
+
+
+def test_progress_is_told_outcome_by_outcome():
+    told = []
+    evaluate(problem_of("softmax", [1, 2]), ["float16"], progress=lambda done, total: told.append((done, total)))
+    assert told == [(1, 2), (2, 2)]
+
+
+def test_the_same_request_gives_the_same_answer():
+    problem = problem_of("softmax_vjp", np.random.default_rng(3).standard_normal((4, 5)))
+    assert engine.encode(evaluate(problem)) == engine.encode(evaluate(problem))
+
+
+def test_a_batch_is_judged_as_its_rows_are():
+    rows = np.random.default_rng(5).standard_normal((3, 4)) * 4
+    whole = outcome("log_softmax", rows, "float32", "naive").metrics
+    alone = [outcome("log_softmax", row, "float32", "naive").metrics for row in rows]
+    assert whole.max_ulp == max(m.max_ulp for m in alone)
+    assert whole.correctly_rounded == sum(m.correctly_rounded for m in alone)
+    assert whole.kl.worst == max(m.kl.worst for m in alone)
+    assert whole.sum_defect == max(m.sum_defect for m in alone)
+
+
+# Status and bound
+
+
+def test_a_special_mismatch_is_unstable():
+    assert outcome("logsumexp", [-INF, -INF], "float32", "shifted").status == "unstable"  # NaN where the truth is -inf
+
+
+def test_a_lost_normal_number_is_unstable():
+    found = outcome("softmax_jacobian", [0, 20], "float32", "shifted")  # 1 - p rounds to 0
+    assert found.metrics.false_zero_count > 0
+    assert found.status == "unstable"
+
+
+def test_an_element_beyond_the_rule_is_inaccurate_and_the_rule_is_stated():
+    problem = Problem("cross_entropy", np.array([1000.0, 1001.0, 1000.5]), np.array(1))
+    found = outcome("cross_entropy", problem, "float16", "fused")  # L - x_t: L rounds to a multiple of 1/2
+    assert found.status == "inaccurate"
+    assert found.bound.exceeded == 1
+    assert found.bound.rule == ABSOLUTE
+    assert found.bound.coefficient == (3 + 4 + 2 * 1) * 2.0**-11
+
+
+@pytest.mark.parametrize("op", list(OPS))
+def test_each_op_states_its_rule(op):
+    found = evaluate(problem_of(op, [1, 2]), ["float32"]).outcomes[0]
+    assert found.bound.rule == (RELATIVE if op in ("softmax", "softmax_jacobian") else ABSOLUTE)
+
+
+def test_a_sum_that_lost_half_its_mass_is_unstable():
+    ones = outcome("softmax", np.zeros(4096), "float16", "shifted", summation="sequential")  # the sum stalls at 2048
+    assert ones.metrics.sum_defect == 1.0
+    assert ones.status == "unstable"
+    assert outcome("softmax", np.zeros(4096), "float16", "shifted").status == "accurate"
+
+
+def test_a_zero_inside_the_bound_is_absorbed():
+    found = outcome("log_softmax", [0, -9], "float16", "shifted")  # -1.2e-4 is normal, and far inside 22 u
+    assert found.metrics.false_zero_count == 1
+    assert found.status == "accurate"
+    assert [(f.step, f.kind, f.count, f.first_index) for f in found.faults if f.kind == "absorbed"] == [
+        ("result", "absorbed", 1, (0,))
+    ]
+
+
+# What rounding the inputs did
+
+
+def test_input_rounding_is_reported_apart():
+    found = outcome("softmax", [[1.0, 2.0], [1.0, 1 + 2**-11], [INF, NAN]], "float16", "shifted")
+    assert found.input_rounding.changed == 1
+    assert found.input_rounding.max_abs == 2.0**-11
+    assert found.input_rounding.logit_shift == 2.0**-12
+
+
+def test_a_logit_that_overflows_the_format_is_an_infinite_shift():
+    found = outcome("softmax", [1.0, 1e6], "float16", "shifted")
+    assert (found.input_rounding.changed, found.input_rounding.max_abs, found.input_rounding.logit_shift) == (1, INF, INF)
+
+
+def test_logits_are_rounded_once():
+    found = outcome("softmax", [1 + 2**-8 + 2**-40, 0.0], "bfloat16", "shifted")
+    assert found.worst[0].logit in (1.0078125, 0.0)
+    assert {w.logit for w in found.worst} == {1.0078125, 0.0}
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        (Problem("softmax", np.zeros(())), "logits have rank 0"),
+        (Problem("softmax", np.zeros((1, 1, 1, 1, 1))), "logits have rank 5"),
+        (Problem("softmax", np.zeros((2, 0))), r"logits have shape \[2, 0\]"),
+        (Problem("softmax", np.zeros(2), targets=np.zeros((), dtype=int)), "softmax takes no targets"),
+        (Problem("cross_entropy", np.zeros(2)), "cross_entropy needs targets"),
+        (Problem("softmax_vjp", np.zeros(2)), "softmax_vjp needs grad_output"),
+        (Problem("softmax_vjp", np.zeros(2), grad_output=np.zeros(3)), r"grad_output has shape \[3\]"),
+        (Problem("softmax_vjp", np.zeros(2), grad_output=np.array([1, INF])), "grad_output contains inf"),
+        (
+            Problem("cross_entropy", np.zeros((2, 3)), np.array([0, 3])),
+            "target 3 is out of range: class indices of 3 logits are 0 to 2",
+        ),
+        (Problem("cross_entropy", np.zeros((2, 3)), np.array([0, -1])), "target -1 is out of range"),
+        (Problem("cross_entropy", np.zeros((2, 3)), np.array([0.0, 1.0])), "must be integers"),
+        (Problem("cross_entropy", np.zeros((2, 3)), np.zeros((3, 2))), r"targets have shape \[3, 2\]"),
+        (Problem("cross_entropy", np.zeros(2), np.array([0.5, -0.5])), "target -0.5 is not a weight"),
+        (Problem("cross_entropy", np.zeros(2), np.array([0.5, NAN])), "target nan is not a weight"),
+    ],
+)
+def test_what_is_no_problem_is_refused_with_the_rule(problem, message):
+    with pytest.raises(InvalidProblem, match=message):
+        evaluate(problem)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"formats": []}, InvalidProblem, "formats is empty"),
+        ({"formats": ["float17"]}, UnknownName, "unknown format 'float17'; known: float16"),
+        ({"formats": ["fp8"]}, UnknownName, "ambiguous"),
+        ({"variants": []}, InvalidProblem, "variants is empty"),
+        ({"variants": ["fused"]}, UnknownName, "unknown variant 'fused' of softmax; known: naive, shifted"),
+        ({"summation": "kahan"}, UnknownName, "unknown summation 'kahan'"),
+        ({"include": ["everything"]}, UnknownName, "unknown include 'everything'"),
+        ({"worst": 33}, InvalidProblem, "worst is 33; it must be 0 to 32"),
+    ],
+)
+def test_unknown_options_name_what_exists(options, error, message):
+    with pytest.raises(error, match=message):
+        evaluate(problem_of("softmax", [1, 2]), **options)
+
+
+def test_tensors_that_overflow_a_format_are_refused():
+    with pytest.raises(InvalidProblem, match="a target overflows float16"):
+        evaluate(Problem("cross_entropy", np.zeros(2), np.array([1e6, 0])))
+    with pytest.raises(InvalidProblem, match="grad_output overflows float16"):
+        evaluate(Problem("softmax_vjp", np.zeros(2), grad_output=np.array([1e6, 0])))
+
+
+# certify
+
+
+def test_certify_takes_the_logits_as_stored_and_rounds_only_the_result():
+    answer = engine.certify(Problem("logsumexp", np.array([1.00390625, -1e6])), "bfloat16", 20)
+    assert float(answer.rounded) == 1.0078125  # the tie 1.00390625 is broken upwards by exp(-1e6)
+    assert answer.decimal == "1.0039062500000000000e+0"
+    assert answer.radius_log2 == -80
+
+
+def test_certify_says_when_everything_is_exact():
+    answer = engine.certify(Problem("softmax", np.zeros((2, 4), dtype=ml_dtypes.bfloat16)), "float16", 3)
+    assert answer.radius_log2 is None
+    assert answer.certificate.relative_bound_log2 is None
+    assert answer.decimal == [["2.50e-1"] * 4] * 2
+    assert answer.hex == [["0x1p-2"] * 4] * 2
+
+
+def test_certify_narrows_with_the_digits():
+    answer = engine.certify(Problem("logsumexp", np.array([0.0, 1.0])), "float64", 1000)
+    assert answer.radius_log2 <= -1000 * math.log2(10)
+    assert re.fullmatch(r"1\.3132616875182228\d{983}e\+0", answer.decimal)
+
+
+@pytest.mark.parametrize("digits", [0, 4001])
+def test_certify_refuses_digits_out_of_range(digits):
+    with pytest.raises(InvalidProblem, match=f"digits is {digits}; it must be 1 to 4000"):
+        engine.certify(problem_of("softmax", [1.0]), "float64", digits)
+
+
+# Provenance
+
+
+def test_the_digest_is_over_dtype_shape_and_bytes():
+    x = np.array([[1.0, 2.0]], dtype=np.float16)
+    assert engine.digest(x) == "sha256:" + hashlib.sha256(b"float16\0[1,2]\0" + x.tobytes()).hexdigest()
+    assert engine.digest(x.T.copy().T) == engine.digest(x) != engine.digest(x.T)
+
+
+def test_the_fingerprint_names_numpy():
+    assert engine.fingerprint().startswith(f"numpy {np.__version__} ")
+
+
+def test_the_estimate_grows_with_the_work():
+    small, large = (engine.estimate(problem_of("softmax", np.zeros((rows, 10)))) for rows in (1, 1000))
+    assert 0 < small < large
+    assert engine.estimate_truth(problem_of("softmax", np.zeros(10)), 10) < engine.estimate_truth(
+        problem_of("softmax", np.zeros(10)), 1000
+    )

