@@ -8,6 +8,7 @@ from engine.formats import FORMATS, Format, round_array
 from engine.formats import find as find_format
 from engine.inputs import generate
 from engine.model import Evaluation, Outcome, Problem, TruthAnswer
+from engine.ops import output_shape
 from engine.verify import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "find_format",
     "fingerprint",
     "generate",
+    "output_shape",
     "round_array",
     "tensor",
 ]

@@ -82,6 +82,11 @@ def check(problem: Problem) -> Op:
     return op
 
 
+def output_shape(problem: Problem) -> tuple[int, ...]:
+    """Shape of the output of a problem, whose tensors need not fit yet. Raises UnknownName."""
+    return OPS[problem.op].output_shape(problem.logits.shape)
+
+
 def is_index(problem: Problem) -> bool:
     """Whether the targets are class indices (shape B) rather than distributions (the logits' shape)."""
     return problem.targets is not None and problem.targets.shape == problem.logits.shape[:-1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from hashlib import sha256
 from math import ceil, log2
 from typing import Any
@@ -270,14 +269,7 @@ def _against_bound(measured: Measurement) -> tuple[list[int], Bound]:
     tolerances = [bounds.tolerance(truth.op.name, truth.logits(row), truth.fmt) for row in range(truth.rows)]
     beyond = measured.beyond(tolerances)
     widest = max(max(t.absolute, t.relative) for t in tolerances)
-    return beyond, Bound(bounds.rule(truth.op.name), truth.fmt.unit_roundoff, _float(widest), len(beyond))
-
-
-def _float(value: Fraction) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return np.inf
+    return beyond, Bound(bounds.rule(truth.op.name), truth.fmt.unit_roundoff, float(widest), len(beyond))
 
 
 def _status(measured: Measurement, beyond: Sequence[int]) -> str:

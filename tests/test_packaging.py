@@ -41,7 +41,7 @@ def project_files() -> Iterator[Path]:
     for folder, names, leaves in os.walk(ROOT):
         names[:] = [n for n in names if n == ".ci" or not (n.startswith(".") or n in ("__pycache__", "vendor", "build"))]
         names[:] = [n for n in names if not n.endswith(".egg-info")]
-        yield from (Path(folder, leaf) for leaf in leaves)
+        yield from (Path(folder, leaf) for leaf in leaves if not leaf.startswith(".coverage"))
 
 
 def pins(lock: str) -> dict[str, list[Requirement]]:

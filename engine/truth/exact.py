@@ -40,7 +40,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import gcd
+from math import floor, gcd, log2, log10
 from typing import NamedTuple
 
 import numpy as np
@@ -541,33 +541,32 @@ def decimal(enclosure: Enclosure, digits: int) -> str:
     if man == 0:
         return "0." + "0" * (digits - 1) + "e+0" if digits > 1 else "0e+0"
     power = _decimal_exponent(abs(man), exp)
-    number = _times_power_of_ten(abs(man), exp, digits - 1 - power)
-    while not 10 ** (digits - 1) <= number < 10**digits:
-        power += 1 if number >= 10**digits else -1
-        number = _times_power_of_ten(abs(man), exp, digits - 1 - power)
+    number = _times_power_of_ten(abs(man), exp, digits - 1 - power, 4 * digits)
+    while number >= 10**digits:
+        power += 1
+        number = _times_power_of_ten(abs(man), exp, digits - 1 - power, 4 * digits)
     text = str(number)
     point = f".{text[1:]}" if digits > 1 else ""
     return f"{'-' if man < 0 else ''}{text[0]}{point}e{power:+d}"
 
 
 def _decimal_exponent(man: int, exp: int) -> int:
-    """floor(log10(man 2^exp)), give or take 1."""
-    bits = man.bit_length() + exp
-    guard = 64 + abs(bits).bit_length()
-    return (bits * _log10_of_2(guard)) >> guard
+    """floor(log10(man 2^exp)), or 1 less."""
+    size = man.bit_length()
+    top = log2(man >> (size - 53)) + (size - 53) if size > 53 else log2(man)
+    if abs(exp) < 1 << 30:  # top + exp is off by less than 2^-20
+        return floor((top + exp) * log10(2) - 1e-5)
+    guard = 64 + abs(exp).bit_length()
+    _, ratio, unit, _ = libmp.mpf_div(libmp.mpf_ln2(guard + 8), libmp.mpf_ln10(guard + 8), guard + 8, "n")
+    return (((int(top * 1024) - 1 + (exp << 10)) * _at((int(ratio), int(unit)), -guard)) >> (guard + 10)) - (exp > 0)
 
 
-def _log10_of_2(bits: int) -> int:
-    _, man, exp, _ = libmp.mpf_div(libmp.mpf_ln2(bits + 8), libmp.mpf_ln10(bits + 8), bits + 8, "n")
-    return _at((int(man), int(exp)), -bits)
-
-
-def _times_power_of_ten(man: int, exp: int, power: int) -> int:
-    """man * 2^exp * 10^power to the nearest integer."""
+def _times_power_of_ten(man: int, exp: int, power: int, bits: int) -> int:
+    """man * 2^exp * 10^power, a number of at most that many bits, to the nearest integer; beyond 2^16, to 2^-60 more."""
     if abs(exp) + 4 * abs(power) < 1 << 16:
         num, den = (man * 10**power, 1) if power >= 0 else (man, 10**-power)
         return (_divide(num, den, exp + 1)[0] + 1) >> 1
-    precision = man.bit_length() + 64 + 2 * abs(power).bit_length()
+    precision = man.bit_length() + bits + 64 + 2 * abs(power).bit_length()
     scale = libmp.mpf_pow_int(libmp.from_int(10), power, precision, "n")
     _, result, unit, _ = libmp.mpf_mul(libmp.from_man_exp(man, exp), scale, precision, "n")
     return (_at((int(result), int(unit)), -1) + 1) >> 1

@@ -1,0 +1,165 @@
+"""create_app(settings): the composition root. `python -m service.app` writes openapi.json."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.staticfiles import StaticFiles
+from fastapi.telemetry import TelemetryConfig
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+
+import engine
+from service import pages, schemas
+from service.compute import Pool
+from service.errors import Finding, Problem, from_status
+from service.guard import Guard, Meters, respond
+from service.routes import catalogue, evaluate, health, truth
+from service.routes.contract import REF
+from service.settings import Settings, check_binding
+
+OPENAPI_FILE = Path(__file__).with_name("openapi.json")
+_GRACE = 10  # seconds that requests in flight have on shutdown
+_DESCRIPTION = """Tells how far a softmax or cross-entropy computation is from the certified truth, and why.
+
+Non-finite numbers travel as the strings "NaN", "Infinity" and "-Infinity", both ways. Every error is a problem document
+(RFC 9457). The limits are in the answer of `/v1/ops`."""
+_TAGS = [
+    {"name": "measure", "description": "Run variants, and compute the truth."},
+    {"name": "catalogue", "description": "What exists: ops, variants, formats, summations, input families."},
+    {"name": "operation", "description": "Health and metrics."},
+]
+_NO_TELEMETRY: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "auto_configure": False,
+}  # no outbound requests at all
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application. Its child processes start and end with its lifespan."""
+    pool = Pool(settings)
+    app = FastAPI(
+        title="Softgauge",
+        version=engine.VERSION,
+        description=_DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        openapi_tags=_TAGS,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+        telemetry=_NO_TELEMETRY,
+    )
+    app.state.settings, app.state.pool, app.state.meters, app.state.example = settings, pool, Meters(pool), pages.Example()
+    for router in (evaluate.router, truth.router, catalogue.router, health.router, pages.router):
+        app.include_router(router)
+    app.mount("/static", StaticFiles(directory=pages.HERE / "static"), name="static")
+    app.add_middleware(Guard, settings=settings, meters=app.state.meters)
+    app.add_exception_handler(Problem, _on_problem)
+    app.add_exception_handler(HTTPException, _on_status)
+    app.add_exception_handler(RequestValidationError, _on_parameters)
+    app.openapi = lambda: openapi(app)  # type: ignore[method-assign]  # FastAPI's own way to extend the document
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async with app.state.pool.running() as pool:
+        example = asyncio.create_task(app.state.example.compute(pool))
+        yield
+        example.cancel()
+
+
+async def _on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return respond(error, request.scope)
+
+
+async def _on_status(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    ways = {404: "nothing is at this path; /docs lists what there is", 405: f"{request.method[:64]} is not taken here"}
+    problem = from_status(error.status_code, ways.get(error.status_code, str(error.detail)))
+    problem.headers.update(error.headers or {})
+    return respond(problem, request.scope)
+
+
+async def _on_parameters(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    limit = request.app.state.settings.limits.max_errors
+    findings = tuple(Finding(str(row["loc"][-1])[:64], row["msg"]) for row in error.errors()[:limit])
+    return respond(Problem("invalid", "; ".join(f"{row.pointer}: {row.detail}" for row in findings), findings), request.scope)
+
+
+def openapi(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI 3.1 document: FastAPI's, with the models that only child processes see."""
+    if app.openapi_schema is None:
+        document = FastAPI.openapi(app)
+        models = [(model, "validation") for model in schemas.REQUESTS] + [(schemas.Problem, "serialization")]
+        _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]  # a list of literal pairs
+        components = document.setdefault("components", {}).setdefault("schemas", {})
+        components.update(definitions["$defs"])
+        for model in schemas.REQUESTS:
+            components[model.__name__]["properties"]["op"]["enum"] = [row["name"] for row in engine.catalogue("ops")]
+        document["servers"] = [{"url": "/"}]
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def written_openapi() -> str:
+    """The text of service/openapi.json."""
+    return json.dumps(create_app(Settings()).openapi(), indent=1, ensure_ascii=False) + "\n"
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, what the caller added, and a traceback if there is one."""
+
+    _FIELDS = ("request_id", "method", "path", "status", "ms")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of one record."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: getattr(record, name) for name in self._FIELDS if hasattr(record, name)}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def serve(settings: Settings) -> None:
+    """Listen until told to stop. Raises SettingsError for an address that may not be listened on."""
+    check_binding(settings)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        timeout_graceful_shutdown=_GRACE,
+    )
+
+
+if __name__ == "__main__":
+    OPENAPI_FILE.write_text(written_openapi())

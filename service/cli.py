@@ -1,0 +1,476 @@
+"""The command line: `softgauge serve`, and `softgauge evaluate`, which needs no server.
+
+Exit status: 0 done; 1 a status that --fail-on names; 2 what was asked cannot be done as written; 3 an internal failure.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+import threading
+import traceback
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import safetensors
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+import engine
+from service import tensors
+from service.settings import Limits, Settings, SettingsError
+
+LARGEST_FILE = 256 * 2**20  # bytes, also of one member of an .npz when unpacked
+LIMITS = replace(Limits(), max_elements=10_000_000)  # of one tensor and of one output
+PLAIN_WIDTH = 120  # characters, where the output is no terminal
+STYLES = {"accurate": "green", "inaccurate": "yellow", "unstable": "red"}
+_SPELLED = {"nan": "NaN", "inf": "Infinity", "infinity": "Infinity"}
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "I32": "int32", "I64": "int64"}
+
+
+class Refused(click.ClickException):
+    """What was asked cannot be done; the message names the value, the rule and the way out."""
+
+    exit_code = 2
+
+
+class Commands(click.Group):
+    """The group, which tells what was refused from what failed."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; end with status 3 on a failure that is ours, never with the 1 of --fail-on."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(130) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has no reader
+            raise click.exceptions.Exit(3) from None
+        except Exception:  # noqa: BLE001  the last line of defence: whatever it is, the status must be 3
+            traceback.print_exc()
+            click.echo("softgauge: an internal failure; the fault is not in what was asked", err=True)
+            raise click.exceptions.Exit(3) from None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(engine.VERSION, prog_name="softgauge")
+def main() -> None:
+    """How far a softmax or cross-entropy computation is from the certified truth, and why."""
+
+
+@main.command()
+@click.option("--host", help="Address to listen on.  [default: SOFTGAUGE_HOST, else 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on.  [default: SOFTGAUGE_PORT, else 8000]")
+def serve(host: str | None, port: int | None) -> None:
+    """Run the HTTP service. Its settings are read from the environment (SOFTGAUGE_...)."""
+    from service.app import serve as listen  # a second of imports that evaluate does not need
+
+    given: dict[str, Any] = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    try:
+        listen(replace(Settings.from_environment(os.environ), **given))
+    except SettingsError as error:
+        raise Refused(str(error)) from None
+
+
+# ---- softgauge evaluate ----------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--op", required=True, help="softmax, logsumexp, cross_entropy, ...")
+@click.option("--logits", metavar="ROWS|FILE", help="Rows such as '1000,1001;0,-inf', or a .npy, .npz, .safetensors or .json file.")
+@click.option("--key", metavar="NAME", help="Which tensor of an .npz or .safetensors file.  [default: the only one, else logits]")
+@click.option("--family", metavar="NAME", help="Generate the logits instead: gaussian, ramp, masked, ...")
+@click.option("--rows", type=int, help="Rows of a family.  [default: 1]")
+@click.option("--n", type=int, help="Logits per row of a family.  [default: 10]")
+@click.option("--seed", type=int, help="Seed of a family.  [default: 0]")
+@click.option("--param", "params", metavar="NAME=VALUE", multiple=True, help="A parameter of the family (repeatable).")
+@click.option("--targets", metavar="ROWS|FILE", help="Class indices such as '2,0' (one a row), or distributions like the logits.")
+@click.option("--targets-key", metavar="NAME", help="As --key, for --targets.")
+@click.option("--grad-output", metavar="ROWS|FILE", help="For softmax_vjp: like the logits.")
+@click.option("--grad-output-key", metavar="NAME", help="As --key, for --grad-output.")
+@click.option("--format", "formats", multiple=True, help="Repeatable.  [default: float16, float32, float64]")
+@click.option("--variant", "variants", multiple=True, help="Repeatable.  [default: all of the op]")
+@click.option("--summation", default="numpy", show_default=True, help="How the variants add.")
+@click.option("--include", multiple=True, type=click.Choice(["values", "truth", "ranks"]), help="Show these too (repeatable).")
+@click.option("--worst", type=int, help="How many of the worst elements to name for each outcome.  [default: 1; 8 with --json]")
+@click.option("--json", "as_json", is_flag=True, help="Write the answer of POST /v1/evaluate instead of a table.")
+@click.option("--fail-on", type=click.Choice(["unstable", "inaccurate"]), help="Exit with 1 at this status or a worse one.")
+def evaluate(as_json: bool, worst: int | None, fail_on: str | None, **asked: Any) -> None:
+    """Run the built-in variants of an op and measure them against the certified truth. No server is needed."""
+    try:
+        evaluation = _evaluation(**asked, worst=worst if worst is not None else 8 if as_json else 1)
+    except engine.EngineError as error:
+        raise Refused(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(engine.encode(evaluation), allow_nan=False))
+    else:
+        click.echo(_report(evaluation), nl=False)
+    failing = {"unstable": {"unstable"}, "inaccurate": {"unstable", "inaccurate"}}.get(fail_on or "", set())
+    if any(outcome.status in failing for outcome in evaluation.outcomes):
+        raise click.exceptions.Exit(1)
+
+
+def _evaluation(
+    op: str, formats: Sequence[str], variants: Sequence[str], summation: str, include: Sequence[str], worst: int, **inputs: Any
+) -> engine.Evaluation:
+    """What was asked for, computed in this process."""
+    problem = _problem(op, **inputs)
+    options: dict[str, Any] = {"formats": formats} if formats else {}
+    with _progress() as progress:
+        return engine.evaluate(
+            problem, variants=variants or None, summation=summation, include=include, worst=worst, progress=progress, **options
+        )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error once a second has passed; none where that is no terminal."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task("", total=None)
+    timer = threading.Timer(1.0, bar.start)
+    timer.start()
+    try:
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+    finally:
+        timer.cancel()
+        timer.join()
+        bar.stop()
+
+
+# ---- what is asked ---------------------------------------------------------------------------------------------------
+
+
+def _problem(
+    op: str,
+    *,
+    logits: str | None,
+    key: str | None,
+    targets: str | None,
+    targets_key: str | None,
+    grad_output: str | None,
+    grad_output_key: str | None,
+    **family: Any,
+) -> engine.Problem:
+    """The engine's problem of the options."""
+    if logits is None:
+        _need_none(("--key", key))
+        x = _generated(**family)
+    else:
+        _need_none(
+            *((f"--{name.removesuffix('s') if name == 'params' else name}", value or None) for name, value in family.items())
+        )
+        x = _tensor("logits", logits, key, lambda value: tensors.read(value, "--logits", LIMITS))
+    y = g = None
+    if targets is not None:
+        y = _tensor("targets", targets, targets_key, lambda value: _targets(value, x.shape))
+    if grad_output is not None:
+        g = _tensor("grad_output", grad_output, grad_output_key, lambda value: tensors.read(value, "--grad-output", LIMITS))
+    _check_output(op, x)
+    return engine.Problem(op, x, y, g)
+
+
+def _need_none(*given: tuple[str, object]) -> None:
+    if stray := [name for name, value in given if value is not None]:
+        raise click.UsageError(f"{' and '.join(stray)} cannot be used here: give either --logits (with --key), or --family")
+
+
+def _generated(family: str | None, rows: int | None, n: int | None, seed: int | None, params: Sequence[str]) -> tensors.Array:
+    """The logits of a family."""
+    if family is None:
+        raise click.UsageError("no logits: give --logits, or --family with --rows, --n and --seed")
+    rows, n, seed = (default if value is None else value for value, default in ((rows, 1), (n, 10), (seed, 0)))
+    if rows * n > LIMITS.max_elements:
+        raise Refused(f"--rows {rows} times --n {n} is above {LIMITS.max_elements} elements; ask for fewer")
+    return engine.generate(family, rows, n, seed, **dict(map(_parameter, params)))
+
+
+def _parameter(text: str) -> tuple[str, float | str]:
+    """NAME=VALUE; a value that is no number is a name, which the engine checks."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise click.UsageError(f"--param {text!r} is not NAME=VALUE, such as sigma=4")
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value
+
+
+def _check_output(op: str, logits: tensors.Array) -> None:
+    """Refuse an output that would not fit in memory (a Jacobian has n numbers for each logit)."""
+    squared = any(row["name"] == op and "[n, n]" in row["output"] for row in engine.catalogue("ops"))
+    size = logits.size * logits.shape[-1] if squared and logits.ndim else logits.size
+    if size > LIMITS.max_elements:
+        raise Refused(f"the output of {op} would have {size} elements, above {LIMITS.max_elements}; ask for fewer rows or logits")
+
+
+def _targets(value: object, shape: tuple[int, ...]) -> tensors.Array:
+    """Targets as the service reads them; one index for one row need not be a list."""
+    alone = isinstance(value, list) and len(value) == 1 and len(shape) == 1 and isinstance(value[0], int)
+    return tensors.read_targets(value[0] if isinstance(value, list) and alone else value, "--targets", LIMITS, shape)
+
+
+def _tensor(name: str, given: str, key: str | None, read: Callable[[object], tensors.Array]) -> tensors.Array:
+    """A tensor from the text of its option, or from the file it names. `read` takes what JSON would hold."""
+    suffix = Path(given).suffix.lower()
+    try:
+        if suffix in _FILES:
+            return _stored(_FILES[suffix](_readable(given), key, name), name)
+        if key is not None:
+            raise ValueError("a key chooses a tensor of an .npz or .safetensors file")
+        return read(_document(_readable(given)) if suffix == ".json" else _rows(given))
+    except tensors.BadTensor as error:
+        place, detail = error.findings[0]
+        raise Refused(f"{place}: {detail}") from None
+    except OSError as error:
+        raise Refused(f"--{name.replace('_', '-')}: {given}: {error.strerror or error}") from None
+    except Exception as error:  # noqa: BLE001  a broken file makes its reader raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Refused(f"--{name.replace('_', '-')}: {given[:200]}: {reason}") from None
+
+
+def _rows(text: str) -> object:
+    """'1,2;3,4' as JSON would hold it: one row is a list, several are a list of lists."""
+    rows = [[_item(part.strip()) for part in row.split(",")] for row in text.split(";")]
+    return rows if len(rows) > 1 else rows[0]
+
+
+def _item(text: str) -> float | int | str:
+    """A number, or the string that tensors.py knows (the three non-finite ones, hex floats)."""
+    sign, bare = ("-", text[1:]) if text.startswith("-") else ("", text.removeprefix("+"))
+    if bare.lower() in _SPELLED:
+        special = _SPELLED[bare.lower()]
+        return special if special == "NaN" else sign + special
+    if re.fullmatch(r"[+-]?[0-9]{1,4000}", text):
+        return int(text)
+    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text):
+        if bare[:2].lower() == "0x":
+            return text
+        raise ValueError(f"{text[:64]!r} is not a number; numbers are separated by ',', rows by ';', and files end in {_KNOWN}")
+    if math.isinf(value := float(text)):
+        raise ValueError(f"{text[:64]} is beyond the largest float64; write inf for infinity")
+    return value
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def _readable(given: str) -> Path:
+    """The path of a regular file of bounded size."""
+    path = Path(given)
+    size = path.stat().st_size
+    if not path.is_file():
+        raise ValueError("not a file")
+    if size > LARGEST_FILE:
+        raise ValueError(f"{size} bytes; a file has at most {LARGEST_FILE}")
+    return path
+
+
+def _document(path: Path) -> object:
+    try:
+        return json.loads(path.read_bytes().decode())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from None
+
+
+def _npy(path: Path, key: str | None, _name: str) -> tensors.Array:
+    if key is not None:
+        raise ValueError("an .npy file holds one tensor and takes no key")
+    return _from_npy(path.read_bytes())
+
+
+def _npz(path: Path, key: str | None, name: str) -> tensors.Array:
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist() if info.filename.endswith(".npy")}
+        member = members[_choose(list(members), key, name)]
+        if member.file_size > LARGEST_FILE:
+            raise ValueError(f"{member.filename} unpacks to {member.file_size} bytes; at most {LARGEST_FILE} are read")
+        with archive.open(member) as stream:
+            return _from_npy(stream.read(member.file_size + 1))
+
+
+def _safetensors(path: Path, key: str | None, name: str) -> tensors.Array:
+    with safetensors.safe_open(path, "numpy") as archive:
+        chosen = _choose(list(archive.keys()), key, name)
+        dtype = archive.get_slice(chosen).get_dtype()
+        if dtype not in _DTYPES:
+            raise ValueError(f"{chosen} is {dtype}; known: {', '.join(_DTYPES)}")
+        return np.asarray(archive.get_tensor(chosen))
+
+
+def _choose(names: Sequence[str], key: str | None, default: str) -> str:
+    """The tensor of that key; without one the only tensor, or the one named as its option."""
+    wanted = key if key is not None else names[0] if len(names) == 1 else default
+    if wanted not in names:
+        option = "--key" if default == "logits" else f"--{default.replace('_', '-')}-key"
+        raise ValueError(f"no tensor {wanted[:64]!r}; there are {', '.join(names[:20]) or 'none'}; choose one with {option}")
+    return wanted
+
+
+def _from_npy(raw: bytes) -> tensors.Array:
+    """The array of an .npy file's bytes, by its header alone: nothing is unpickled, nothing allocated on the header's word."""
+    stream = BytesIO(raw)
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f".npy version {version[0]}.{version[1]}; known: 1.0, 2.0")
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = header(stream)
+    if dtype.kind not in "fiu" or dtype.itemsize > 8:
+        raise ValueError(
+            f"dtype {str(dtype)[:64]}; known: float16, float32, float64, and integers for targets (bfloat16: .safetensors)"
+        )
+    if any(extent < 1 for extent in shape):
+        raise ValueError(f"shape {list(shape)[:8]}; every extent is at least 1")
+    if math.prod(shape) * dtype.itemsize != len(raw) - stream.tell():
+        raise ValueError(f"the file has {len(raw) - stream.tell()} bytes of data, which is not shape {list(shape)[:8]} of {dtype}")
+    flat = np.frombuffer(raw, dtype=dtype, offset=stream.tell()).astype(dtype.newbyteorder("="))
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _stored(array: tensors.Array, name: str) -> tensors.Array:
+    """A tensor from a file, of a dtype and size that the engine takes."""
+    if array.size > LIMITS.max_elements:
+        raise ValueError(f"{array.size} elements; a tensor has at most {LIMITS.max_elements}")
+    if array.dtype.kind not in "iu":
+        return array
+    if name != "targets" or array.dtype == np.uint64:
+        raise ValueError(
+            f"dtype {array.dtype}; {name} are float16, bfloat16, float32 or float64{', or class indices' * (name == 'targets')}"
+        )
+    return array.astype(np.int64)
+
+
+_FILES: dict[str, Callable[[Path, str | None, str], tensors.Array]] = {".npy": _npy, ".npz": _npz, ".safetensors": _safetensors}
+_KNOWN = ", ".join([*_FILES, ".json"])
+
+
+# ---- what is shown ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """What the output counts in: rows where an op gives one number a row, else elements."""
+
+    noun: str
+    total: int
+
+
+def _report(evaluation: engine.Evaluation) -> str:
+    """The readable answer: outcomes, what broke, the worst elements, the rule."""
+    console = Console(markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(markup=False, highlight=False, emoji=False, width=PLAIN_WIDTH)
+    outcomes = evaluation.outcomes
+    unit = _unit(evaluation)
+    notes = list(_notes(outcomes, unit))
+    with console.capture() as captured:
+        console.print(f"{evaluation.op}: {evaluation.rows} x {evaluation.n} logits, {outcomes[0].summation} summation\n")
+        console.print(_outcome_table(outcomes, unit))
+        for line in ["", *notes] if notes else []:
+            console.print(line, soft_wrap=True)
+        if any(outcome.worst for outcome in outcomes):
+            console.print()
+            console.print(_worst_table(outcomes))
+        for line in _rules(outcomes):
+            console.print(line, soft_wrap=True)
+    return captured.get()
+
+
+def _unit(evaluation: engine.Evaluation) -> _Unit:
+    one_a_row = any(row["name"] == evaluation.op and row["output"].startswith("B,") for row in engine.catalogue("ops"))
+    total = evaluation.outcomes[0].metrics.n
+    return _Unit(("row" if one_a_row else "element") + "s" * (total > 1), total)
+
+
+def _outcome_table(outcomes: Sequence[engine.Outcome], unit: _Unit) -> Table:
+    counts = [f"{noun}\nof {unit.total} {unit.noun}" for noun in ("NaN", "overflowed", "underflowed")]
+    headings = ("variant", "format", "status", "max ULP", "mean ULP", "max rel", *counts)
+    table = _table(headings, left=3)
+    for o in outcomes:
+        m = o.metrics
+        figures = (_figure(m.max_ulp), _figure(m.mean_ulp), _figure(m.max_rel))
+        counted = (str(m.nan_count), str(m.overflow_count), str(m.underflow_count))
+        table.add_row(o.variant, o.format, Text(o.status, STYLES[o.status]), *figures, *counted)
+    return table
+
+
+def _worst_table(outcomes: Sequence[engine.Outcome]) -> Table:
+    table = _table(("worst of", "", "index", "logit", "got", "truth", "ULP", "rel"), left=3)
+    for o in outcomes:
+        for w in o.worst:
+            place = ",".join(map(str, w.index)) or "-"
+            got = (_figure(w.logit, 17), _figure(w.got, 17), w.expected)
+            table.add_row(o.variant, o.format, place, *got, _figure(w.ulp), _figure(w.rel))
+    return table
+
+
+def _table(headings: Sequence[str], left: int) -> Table:
+    """An empty table whose first `left` columns hold text and the others numbers, which no narrow terminal cuts short."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for position, heading in enumerate(headings):
+        text = position < left
+        table.add_column(heading, justify="left" if text else "right", no_wrap=text, overflow="ellipsis" if text else "fold")
+    return table
+
+
+def _figure(value: float | None, digits: int = 4) -> str:
+    """A number to so many digits, at most those it has; "-" where there is none."""
+    if value is None:
+        return "-"
+    return repr(value).removesuffix(".0") if digits >= 17 else f"{value:.{digits}g}"
+
+
+def _notes(outcomes: Sequence[engine.Outcome], unit: _Unit) -> Iterator[str]:
+    """A line for each outcome in which something broke, and those for what was asked with --include."""
+    for o in outcomes:
+        m, name = o.metrics, f"{o.variant}, {o.format}"
+        broken = ((m.nan_unexpected, "became NaN"), (m.overflow_count, "overflowed"), (m.false_zero_count, "vanished"))
+        said = [f"{count} of {unit.total} {unit.noun} {what}" for count, what in broken if count]
+        if said or o.faults:
+            yield f"{name}: " + "; ".join([*said, *_why(o)])
+        if m.rank_inversions is not None:
+            yield f"{name}: {m.rank_inversions} rank inversions"
+        for kind, array in (("values", o.values), ("truth", o.truth)):
+            if array is not None:
+                yield f"{name}, {kind}: {_elements(array)}"
+
+
+def _why(outcome: engine.Outcome) -> Iterator[str]:
+    """What broke first; and what first made a NaN, where there is one."""
+    yield from (fault.detail for fault in outcome.faults[:1])
+    if outcome.metrics.nan_unexpected:
+        yield from [fault.detail for fault in outcome.faults[1:] if fault.kind == "invalid"][:1]
+
+
+def _elements(array: tensors.Array) -> str:
+    return np.array2string(array.astype(np.float64), separator=", ", threshold=64, max_line_width=PLAIN_WIDTH)
+
+
+def _rules(outcomes: Sequence[engine.Outcome]) -> Iterator[str]:
+    """The rule of `accurate`, and what rounding the logits cost, once for each format."""
+    first = {o.format: o for o in reversed(outcomes)}
+    units = ", ".join(f"{o.bound.unit_roundoff:.3g} ({name})" for name, o in reversed(first.items()))
+    yield f"\naccurate: {outcomes[0].bound.rule}; u = {units}"
+    for name, o in reversed(first.items()):
+        if o.input_rounding.changed:
+            yield f"{name}: rounding changed {o.input_rounding.changed} logits, by at most {o.input_rounding.max_abs:.3g}"
+
+
+if __name__ == "__main__":
+    main()

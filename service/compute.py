@@ -1,0 +1,336 @@
+"""Where engine functions run: warm child processes, each with a deadline, a memory limit and one request at a time.
+
+A child that dies, hangs or eats memory costs its own request a problem document and no other request anything. Pipes carry
+frames (lengths, a JSON header, raw bytes), never pickle. `python -m service.compute` is the child.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import resource
+import signal
+import struct
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from service.errors import Problem, from_fields
+from service.settings import Limits, Settings
+from service.tasks import TASKS, warm
+
+LOG = logging.getLogger("softgauge.compute")
+
+_LENGTHS = struct.Struct("<II")
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LONGEST_BACKOFF = 10.0  # seconds between starts of a child that does not come up
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_MEMORY = "the computation needs more memory than one process may have; ask for fewer elements, formats or variants"
+_ROOT = str(Path(__file__).resolve().parent.parent)
+
+Frame = tuple[dict[str, Any], bytes]
+Write = Callable[..., None]
+
+
+class ChildDied(Exception):
+    """The process ended while something was expected of it."""
+
+
+@dataclass
+class Counts:
+    """What /metrics shows of the pool."""
+
+    restarts: int = 0
+    waiting: int = 0
+    busy: int = 0
+
+
+def _packed(header: dict[str, Any], body: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return _LENGTHS.pack(len(text), len(body)) + text + body
+
+
+class Child:
+    """One process, seen from the service."""
+
+    def __init__(self, process: asyncio.subprocess.Process, limits: Limits) -> None:
+        if process.stdin is None or process.stdout is None:
+            raise ValueError("a child speaks through pipes")
+        self._process, self._in, self._out, self._limits = process, process.stdin, process.stdout, limits
+        self._dismissed = False
+        self.served = 0
+
+    @classmethod
+    async def start(cls, settings: Settings) -> Child:
+        """A process that has answered one tiny request. Raises ChildDied, OSError or TimeoutError."""
+        path = os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH"))))
+        process = await asyncio.create_subprocess_exec(
+            *settings.worker_command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, **_ONE_THREAD, "PYTHONPATH": path},
+        )
+        child = cls(process, settings.limits)
+        try:
+            async with asyncio.timeout(settings.worker_start_seconds):
+                memory = settings.worker_memory_bytes
+                await child._send({"limits": asdict(settings.limits), "memory": memory, "parent": os.getpid()})
+                await child._receive()
+        except BaseException:
+            child.kill()
+            await child.ended()
+            raise
+        return child
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process has neither ended nor been told to."""
+        return self._process.returncode is None and not self._dismissed
+
+    async def ended(self) -> None:
+        """Wait for the end of the process."""
+        await self._process.wait()
+
+    async def answer(self, task: str, body: bytes) -> bytes:
+        """The answer's bytes. Raises Problem, or ChildDied if the process died before it took the request.
+
+        Whatever else ends this call, a cancellation above all, kills the process.
+        """
+        self.served += 1
+        taken = False
+        try:
+            async with asyncio.timeout(self._limits.deadline_seconds) as deadline:
+                await self._send({"task": task}, body)
+                await self._receive()
+                taken = True
+                header, answer = await self._receive()
+                if header["frame"] == "estimate":
+                    seconds = max(self._limits.deadline_seconds, self._limits.deadline_factor * float(header["seconds"]))
+                    deadline.reschedule(asyncio.get_running_loop().time() + seconds)
+                    header, answer = await self._receive()
+        except TimeoutError:
+            self.kill()
+            raise Problem(
+                "deadline", "the computation ran past its deadline and was stopped", headers={"Retry-After": "5"}
+            ) from None
+        except ChildDied:
+            self.kill()
+            if not taken:
+                raise
+            raise _died() from None
+        except BaseException:
+            self.kill()
+            raise
+        if header["frame"] == "problem":
+            if header["last"]:
+                self.kill()
+            raise from_fields(header)
+        return answer
+
+    def retire(self) -> None:
+        """Let the process end by itself: it stops at the end of its input."""
+        self._dismissed = True
+        self._in.close()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._dismissed = True
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def _send(self, header: dict[str, Any], body: bytes = b"") -> None:
+        try:
+            self._in.write(_packed(header, body))
+            await self._in.drain()
+        except (ConnectionError, RuntimeError):  # uvloop says RuntimeError for a pipe that closed before
+            raise ChildDied from None
+
+    async def _receive(self) -> Frame:
+        try:
+            header, body = _LENGTHS.unpack(await self._out.readexactly(_LENGTHS.size))
+            return json.loads(await self._out.readexactly(header)), await self._out.readexactly(body) if body else b""
+        except (asyncio.IncompleteReadError, ConnectionError):
+            raise ChildDied from None
+
+
+def _died() -> Problem:
+    return Problem("process-died", "the process that computed this request died; no other request is affected")
+
+
+class Pool:
+    """As many children as there are workers, each started again when it ends."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._idle: asyncio.Queue[Child] = asyncio.Queue()
+        self._children: set[Child] = set()
+        self._slots: list[asyncio.Task[None]] = []
+        self.counts = Counts()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a child is up."""
+        return any(child.alive for child in self._children)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Pool]:
+        """The pool with its children, which end with it."""
+        self._slots = [asyncio.create_task(self._slot()) for _ in range(self._settings.workers)]
+        try:
+            yield self
+        finally:
+            for slot in self._slots:
+                slot.cancel()
+            await asyncio.gather(*self._slots, return_exceptions=True)
+
+    async def answer(self, task: str, body: bytes) -> bytes:
+        """The bytes of the answer, from the next free child. Raises Problem. Cancelling this kills the child."""
+        for _ in range(self._settings.workers + 1):
+            try:
+                return await self._attempt(task, body)
+            except ChildDied:  # it was dead before it took the request, which may well ask another
+                LOG.warning("a computing process died while idle; trying another")
+        raise _died()
+
+    async def _attempt(self, task: str, body: bytes) -> bytes:
+        child = await self._free_child()
+        self.counts.busy += 1
+        try:
+            return await child.answer(task, body)
+        finally:
+            self.counts.busy -= 1
+            self._offer(child)
+
+    async def _free_child(self) -> Child:
+        """A child that is up, at once or after a bounded wait."""
+        limits = self._settings.limits
+        while not self._idle.empty():
+            if (child := self._idle.get_nowait()).alive:
+                return child
+        if self.counts.waiting >= limits.max_waiting:
+            raise self._busy(f"{limits.max_waiting} requests are waiting already (the limit max_waiting)")
+        self.counts.waiting += 1
+        try:
+            async with asyncio.timeout(limits.wait_seconds):
+                while not (child := await self._idle.get()).alive:
+                    pass
+                return child
+        except TimeoutError:
+            raise self._busy(f"no process became free within wait_seconds = {limits.wait_seconds:g}") from None
+        finally:
+            self.counts.waiting -= 1
+
+    def _busy(self, detail: str) -> Problem:
+        if not self.ready:
+            return Problem("not-ready", "no process is up yet", headers={"Retry-After": "2"})
+        return Problem("too-many-requests", detail, headers={"Retry-After": "2"})
+
+    def _offer(self, child: Child) -> None:
+        if child.served >= self._settings.worker_requests:
+            child.retire()
+        elif child.alive:
+            self._idle.put_nowait(child)
+
+    async def _slot(self) -> None:
+        """Keep one child up. One that ends before it has served anything is started again more and more slowly."""
+        backoff = 0.0
+        while True:
+            await asyncio.sleep(backoff)
+            served = await self._one_life()
+            self.counts.restarts += 1
+            backoff = 0.0 if served else min(max(0.1, 2 * backoff), _LONGEST_BACKOFF)
+
+    async def _one_life(self) -> bool:
+        """From the start of a child to its end; whether it served a request."""
+        try:
+            child = await Child.start(self._settings)
+        except (ChildDied, OSError) as error:  # TimeoutError is an OSError
+            LOG.warning("a computing process did not come up: %r", error)
+            return False
+        self._children.add(child)
+        self._offer(child)
+        try:
+            await child.ended()
+        finally:
+            self._children.discard(child)
+            child.kill()
+            await child.ended()
+        return child.served > 0
+
+
+def _read_frame(pipe: BinaryIO) -> Frame | None:
+    """The next frame, or None at the end of the input."""
+    lengths = pipe.read(_LENGTHS.size)
+    if len(lengths) < _LENGTHS.size:
+        return None
+    header, body = _LENGTHS.unpack(lengths)
+    return json.loads(pipe.read(header)), pipe.read(body)
+
+
+def _confine(parent: int, memory: int) -> None:
+    """Die with the parent, stay below the memory limit, leave the processor to the event loop first."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before the line above
+        sys.exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent, which lets requests finish
+    os.nice(10)
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    allowed = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _own_stdout() -> BinaryIO:
+    """The pipe to the parent, moved away from fd 1: what a library prints goes to stderr and harms no frame."""
+    pipe = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return pipe
+
+
+def _answer(task: str, body: bytes, limits: Limits, write: Write) -> bool:
+    """Run one task and write its answer or its problem; whether the process is still fit for the next one."""
+    write({"frame": "taken"})
+    try:
+        answer = TASKS[task](body, limits, lambda seconds: write({"frame": "estimate", "seconds": seconds}))
+    except Problem as problem:
+        write({"frame": "problem", "last": False, **problem.fields()})
+    except MemoryError:
+        write({"frame": "problem", "last": True, **Problem("too-much-memory", _MEMORY).fields()})
+        return False
+    except Exception:
+        LOG.exception("a computation failed")
+        write({"frame": "problem", "last": True, **Problem("internal", "the computation failed; the log says how").fields()})
+        return False
+    else:
+        write({"frame": "answer"}, answer)
+    return True
+
+
+def main() -> None:
+    """The child: one request after the other until the input ends."""
+    pipe, requests = _own_stdout(), sys.stdin.buffer
+
+    def write(header: dict[str, Any], body: bytes = b"") -> None:
+        pipe.write(_packed(header, body))
+        pipe.flush()
+
+    start = _read_frame(requests)
+    if start is None:
+        return
+    _confine(start[0]["parent"], start[0]["memory"])
+    limits = Limits(**start[0]["limits"])
+    warm()
+    write({"frame": "ready"})
+    fit = True
+    while fit and (request := _read_frame(requests)):
+        fit = _answer(request[0]["task"], request[1], limits, write)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""One error shape (RFC 9457) and one table from EngineError to status."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import engine
+
+_LONGEST = 64  # characters of a value that an error may repeat
+MEDIA_TYPE = "application/problem+json"
+
+# kind: (status, title). The kind is the last part of the problem's type URI.
+KINDS: dict[str, tuple[int, str]] = {
+    "malformed": (400, "Malformed request"),
+    "host-not-allowed": (400, "Host not allowed"),
+    "origin-not-allowed": (403, "Origin not allowed"),
+    "not-found": (404, "Not found"),
+    "method-not-allowed": (405, "Method not allowed"),
+    "body-timeout": (408, "Request body too slow"),
+    "too-large": (413, "Request too large"),
+    "too-long": (413, "Computation too long for one request"),
+    "too-much-memory": (413, "Computation needs too much memory"),
+    "unsupported-media-type": (415, "Unsupported media type"),
+    "invalid": (422, "Invalid request"),
+    "unknown-name": (422, "Unknown name"),
+    "undecided": (422, "Undecided within the precision cap"),
+    "too-many-requests": (429, "All processes are busy"),
+    "internal": (500, "Internal error"),
+    "process-died": (500, "The computing process died"),
+    "deadline": (503, "Deadline exceeded"),
+    "not-ready": (503, "Not ready"),
+}
+
+# The only place where engine errors meet HTTP. Children before their base.
+ENGINE_KINDS: tuple[tuple[type[engine.EngineError], str], ...] = (
+    (engine.UnknownName, "unknown-name"),
+    (engine.InvalidProblem, "invalid"),
+    (engine.Undecided, "undecided"),
+    (engine.EngineError, "invalid"),
+)
+
+KIND_OF_STATUS = {
+    400: "malformed",
+    404: "not-found",
+    405: "method-not-allowed",
+    413: "too-large",
+    415: "unsupported-media-type",
+    422: "invalid",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing wrong with a request. pointer: JSON pointer into the body (RFC 6901), or a header's or parameter's name."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(Exception):
+    """A request that gets a problem document. headers: extra response headers."""
+
+    def __init__(self, kind: str, detail: str, errors: tuple[Finding, ...] = (), headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.kind, self.detail, self.errors = kind, detail, errors
+        self.status, self.title = KINDS[kind]
+        self.headers = dict(headers or {})
+
+    def fields(self) -> dict[str, object]:
+        """What crosses the pipe from a child process."""
+        return {"kind": self.kind, "detail": self.detail, "errors": [[row.pointer, row.detail] for row in self.errors]}
+
+    def document(self, instance: str, request_id: str) -> bytes:
+        """The body of the answer."""
+        shape = {
+            "type": f"urn:softgauge:problem:{self.kind}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "instance": instance,
+            "errors": [{"pointer": row.pointer, "detail": row.detail} for row in self.errors],
+            "request_id": request_id,
+        }
+        return json.dumps(shape, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def from_fields(fields: Mapping[str, object]) -> Problem:
+    """The inverse of Problem.fields."""
+    rows = fields["errors"]
+    found = tuple(Finding(*row) for row in rows) if isinstance(rows, list) else ()
+    return Problem(str(fields["kind"]), str(fields["detail"]), found)
+
+
+def from_engine(error: engine.EngineError, pointer: str = "") -> Problem:
+    """The problem of an engine error, by the table above."""
+    kind = next(kind for parent, kind in ENGINE_KINDS if isinstance(error, parent))
+    return Problem(kind, str(error), (Finding(pointer, str(error)),))
+
+
+def from_status(status: int, detail: str) -> Problem:
+    """The problem of a status the web framework chose by itself."""
+    return Problem(KIND_OF_STATUS.get(status, "internal" if status >= 500 else "malformed"), detail)
+
+
+def shown(value: object) -> str:
+    """A value as an error may name it: its JSON if that is short, else what it is and nothing of it."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    if isinstance(value, int) and value.bit_length() > _LONGEST:
+        return f"an integer of {value.bit_length()} bits"
+    text = json.dumps(value)
+    return text if len(text) <= _LONGEST + 2 else f"a string of {len(text) - 2} characters"

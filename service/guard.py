@@ -1,0 +1,212 @@
+"""The edge of the service: what every request meets before its handler, and what every answer carries.
+
+Pure ASGI: a request id, the Host and Origin checks, security headers, one log line and the metrics for all requests;
+and, for handlers that take a body, its type, size and time limits and the watch on a client that leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.compute import Pool
+from service.errors import MEDIA_TYPE, Finding, Problem
+from service.settings import Limits, Settings
+
+LOG = logging.getLogger("softgauge.access")
+_ERRORS = logging.getLogger("softgauge.error")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_READS = ("GET", "HEAD", "OPTIONS")
+_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"x-frame-options", b"DENY"))
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 100)
+_GONE = 499  # in logs and metrics only: the client left before the answer
+
+Result = TypeVar("Result")
+
+
+class Meters:
+    """The metrics of one app, in a registry of its own."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("softgauge_requests", "Requests answered.", ("method", "route", "status"), registry=self.registry)
+        self.seconds = Histogram(
+            "softgauge_request_seconds", "Time to answer.", ("route",), buckets=_BUCKETS, registry=self.registry
+        )
+        self._watch("softgauge_process_restarts_total", "Computing processes replaced.", lambda: pool.counts.restarts)
+        self._watch("softgauge_requests_waiting", "Requests waiting for a computing process.", lambda: pool.counts.waiting)
+        self._watch("softgauge_processes_busy", "Computing processes at work.", lambda: pool.counts.busy)
+
+    def _watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
+        Gauge(name, meaning, registry=self.registry).set_function(value)
+
+
+class Guard:
+    """The outermost middleware. Sets scope["state"]["request_id"]."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, meters: Meters) -> None:
+        self._app, self._meters = app, meters
+        self._hosts = frozenset(settings.hosts())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        else:  # there are no websockets here; a close before accept is a 403
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        headers = Headers(scope=scope)
+        request_id = _request_id(headers.get("x-request-id", ""))
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *_HEADERS, (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            self._check_host(headers)
+            _check_origin(scope["method"], headers)
+            await self._app(scope, receive, answer)
+        except Problem as problem:
+            await respond(problem, scope)(scope, receive, answer)
+        except Exception:  # noqa: BLE001 - the last place where a problem document can be made; it is logged
+            _ERRORS.exception("unexpected", extra={"request_id": request_id})
+            if not status:
+                internal = Problem("internal", "an unexpected error; the log has it under this request id")
+                await respond(internal, scope)(scope, receive, answer)
+        finally:
+            self._record(scope, request_id, status or _GONE, time.perf_counter() - started)
+
+    def _check_host(self, headers: Headers) -> None:
+        """DNS rebinding: a page elsewhere must not reach a service on this machine under its own name."""
+        given = headers.get("host", "")
+        name = re.sub(r":[0-9]*$", "", given).lower()
+        if name not in self._hosts and "*" not in self._hosts:
+            detail = f"host {name[:64]!r} is not served here; add it to SOFTGAUGE_ALLOWED_HOSTS"
+            raise Problem("host-not-allowed", detail, (Finding("Host", detail),))
+
+    def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if scope["method"] in (*_READS, "POST", "PUT", "DELETE", "PATCH") else "other"
+        self._meters.requests.labels(method, route, status).inc()
+        self._meters.seconds.labels(route).observe(seconds)
+        line = {
+            "request_id": request_id,
+            "method": method,
+            "path": scope["path"][:256],
+            "status": status,
+            "ms": round(seconds * 1e3, 2),
+        }
+        LOG.info("request", extra=line)
+
+
+def respond(problem: Problem, scope: Scope) -> Response:
+    """The problem document as an answer to the request of that scope."""
+    body = problem.document(scope["path"][:64], scope["state"]["request_id"])
+    return Response(body, problem.status, problem.headers, MEDIA_TYPE)
+
+
+def _request_id(given: str) -> str:
+    return given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+
+
+def _check_origin(method: str, headers: Headers) -> None:
+    """A page of another site may not post here."""
+    origin = headers.get("origin")
+    if origin is None or method in _READS:
+        return
+    if origin.lower() not in (f"{scheme}://{headers.get('host', '').lower()}" for scheme in ("http", "https")):
+        detail = f"origin {origin[:64]!r} is not this service; browsers may write from its own pages only"
+        raise Problem("origin-not-allowed", detail, (Finding("Origin", detail),))
+
+
+async def json_body(request: Request, limits: Limits) -> bytes:
+    """The bytes of a JSON body, unparsed. Raises Problem: unsupported-media-type, too-large or body-timeout."""
+    _check_media(request.headers)
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and (len(declared) > 18 or int(declared) > limits.max_body_bytes):
+        raise _too_large(limits)
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            return await _collected(request, limits)
+    except TimeoutError:
+        detail = f"the body was not complete within body_seconds = {limits.body_seconds:g}"
+        raise Problem("body-timeout", detail, headers={"Connection": "close"}) from None
+
+
+def _check_media(headers: Headers) -> None:
+    kind, _, rest = headers.get("content-type", "").partition(";")
+    charset = rest.replace(" ", "").replace('"', "").lower()
+    if kind.strip().lower() != "application/json" or charset not in ("", "charset=utf-8"):
+        detail = f"this route takes application/json in UTF-8, not {headers.get('content-type', 'an unnamed type')[:64]!r}"
+        raise Problem("unsupported-media-type", detail, (Finding("Content-Type", detail),))
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        detail = f"content encoding {headers['content-encoding'][:64]!r} is not taken; send the body as it is"
+        raise Problem("unsupported-media-type", detail, (Finding("Content-Encoding", detail),))
+
+
+async def _collected(request: Request, limits: Limits) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise Problem("malformed", "the client left before the end of the body")
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limits.max_body_bytes:
+            raise _too_large(limits, headers={"Connection": "close"})
+        parts.append(part)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large(limits: Limits, headers: dict[str, str] | None = None) -> Problem:
+    detail = f"the body is larger than max_body_bytes = {limits.max_body_bytes}; `softgauge evaluate` reads files of any size"
+    return Problem("too-large", detail, headers=headers)
+
+
+async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
+    """The result of the work, which is cancelled at once if the client leaves. To be called when the body is read."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Problem("malformed", "the client left")
+        return task.result()
+    finally:
+        await _cancelled((task, gone))
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancelled(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel what is not done, and wait for it."""
+    open_tasks = [task for task in tasks if not task.done()]
+    for task in open_tasks:
+        task.cancel()
+    if open_tasks:
+        await asyncio.wait(open_tasks)

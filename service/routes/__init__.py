@@ -1,0 +1,1 @@
+"""One short file per resource; what the handlers share is in service.guard."""

@@ -1,0 +1,246 @@
+"""What a child process does with the bytes of a request: parse, validate, estimate, compute, write the answer's bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+import engine
+from service import schemas, tensors
+from service.errors import Finding, Problem, from_engine, shown
+from service.settings import Limits
+
+Announce = Callable[[float], None]
+Task = Callable[[bytes, Limits, Announce], bytes]
+AnyRequest = schemas.EvaluateRequest | schemas.TruthRequest
+Reader = Callable[..., tensors.Array]
+Request = TypeVar("Request", bound=BaseModel)
+
+_NO_SERVER = "`softgauge evaluate` computes it without a server and without this limit"
+_FEWER = "ask for fewer rows or digits, or `import engine` and call certify"
+_LONGEST_NAME = 64  # characters of a field's name that an error repeats
+
+
+def evaluate(body: bytes, limits: Limits, announce: Announce) -> bytes:
+    """POST /v1/evaluate. announce: told the estimated seconds before the computation starts. Raises Problem."""
+    request = parse(schemas.EvaluateRequest, body, limits)
+    problem = _problem(request.op, _logits(request, limits), request, limits)
+    formats = _formats(request.formats)
+    variants = _variants(request.op, request.variants)
+    _at_most(len(formats) * len(variants), limits.max_outcomes, "max_outcomes", "formats times variants", "/variants")
+    _at_most(request.worst, limits.max_worst, "max_worst", "worst", "/worst", kind="invalid")
+    shown_tensors = len({"values", "truth"} & set(request.include)) * len(formats) * len(variants)
+    size = _output_size(problem, limits)
+    _at_most(shown_tensors * size, limits.max_response_elements, "max_response_elements", "elements in the answer", "/include")
+    options: dict[str, Any] = {"formats": formats, "variants": variants, "include": tuple(request.include)}
+    with _engine_errors():
+        _admit(
+            engine.estimate(problem, **options),
+            limits,
+            announce,
+            _NO_SERVER,
+        )
+        answer = engine.evaluate(problem, **options, summation=request.summation, worst=request.worst)
+    return _written(engine.encode(answer))
+
+
+def truth(body: bytes, limits: Limits, announce: Announce) -> bytes:
+    """POST /v1/truth. announce: told the estimated seconds before the computation starts. Raises Problem."""
+    request = parse(schemas.TruthRequest, body, limits)
+    _at_most(request.digits, limits.max_digits, "max_digits", "digits", "/digits", kind="invalid")
+    logits = _read(tensors.read, request.logits, "/logits", limits)
+    problem = _problem(request.op, logits, request, limits)
+    (fmt,) = _formats([request.format], "/format")
+    size = _output_size(problem, limits)
+    _at_most(size, limits.max_response_elements, "max_response_elements", "elements in the answer", "/logits")
+    _at_most(size * request.digits, limits.max_response_digits, "max_response_digits", "digits in the answer", "/digits")
+    with _engine_errors():
+        _admit(engine.estimate_truth(problem, request.digits), limits, announce, _FEWER)
+        answer = engine.certify(problem, fmt, digits=request.digits)
+    return _written(engine.encode(answer))
+
+
+TASKS: Mapping[str, Task] = {"evaluate": evaluate, "truth": truth}
+
+
+def warm() -> None:
+    """One tiny computation, so that the first request finds everything loaded."""
+    body = b'{"op": "softmax", "logits": [0, 1], "include": ["values", "truth"]}'
+    evaluate(body, Limits(), lambda _: None)
+
+
+def parse(model: type[Request], body: bytes, limits: Limits) -> Request:
+    """The validated request. Raises Problem: malformed for what is no JSON, invalid for what does not fit the model."""
+    document = _json(body)
+    if not isinstance(document, dict):
+        raise _invalid(limits, Finding("", f"the body is a JSON object, not {shown(document)}"))
+    known = {row.alias or name for name, row in model.model_fields.items()}
+    # Looked for by hand: pydantic would write one error for each of a hundred thousand unknown fields.
+    if unknown := [key for key in document if key not in known]:
+        advice = f"unknown field; known: {', '.join(sorted(known))}"
+        raise _invalid(limits, *(Finding(_pointer([key]), advice) for key in unknown[: limits.max_errors]))
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise _invalid(limits, *_findings(error)) from None
+
+
+def _json(body: bytes) -> object:
+    """RFC 8259, but no duplicate names. Bare NaN, Infinity and 1e999 become non-finite floats, which every field refuses."""
+    try:
+        return json.loads(body.decode(), object_pairs_hook=_unique)
+    except UnicodeDecodeError as error:
+        raise Problem("malformed", f"the body is not UTF-8: byte {error.start} does not fit") from None
+    except RecursionError:
+        raise Problem("malformed", "the body is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise Problem("malformed", f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except ValueError:
+        raise Problem("malformed", "the body has an integer of more digits than any field takes") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise Problem("malformed", "an object has two members of the same name")
+    return found
+
+
+def _findings(error: ValidationError) -> Iterator[Finding]:
+    for row in error.errors(include_url=False, include_context=False, include_input=False):
+        yield Finding(_pointer(row["loc"]), row["msg"])
+
+
+def _pointer(parts: Sequence[object]) -> str:
+    """RFC 6901; a long name is cut, because nothing long is echoed."""
+    texts = (str(part)[:_LONGEST_NAME].replace("~", "~0").replace("/", "~1") for part in parts)
+    return "".join(f"/{text}" for text in texts)
+
+
+def _invalid(limits: Limits, *findings: Finding) -> Problem:
+    first = findings[0]
+    place = f"{first.pointer}: " if first.pointer else ""
+    more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+    return Problem("invalid", f"{place}{first.detail}{more}", findings[: limits.max_errors])
+
+
+def _read(reader: Reader, value: object, pointer: str, limits: Limits, *more: Any) -> tensors.Array:
+    """A tensor through its door."""
+    try:
+        return reader(value, pointer, limits, *more)
+    except tensors.BadTensor as error:
+        problem = _invalid(limits, *(Finding(*row) for row in error.findings))
+        raise Problem("too-large", problem.detail, problem.errors) if error.oversize else problem from None
+
+
+def _logits(request: schemas.EvaluateRequest, limits: Limits) -> tensors.Array:
+    """The logits given, or generated by an input family."""
+    if (request.logits is None) == (request.inputs is None):
+        raise _invalid(limits, Finding("/logits", "exactly one of logits and inputs is needed"))
+    if request.inputs is None:
+        return _read(tensors.read, request.logits, "/logits", limits)
+    given = request.inputs
+    _at_most(given.rows * given.n, limits.max_elements, "max_elements", "rows times n", "/inputs")
+    parameters = given.model_extra or {}
+    for name, value in parameters.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise _invalid(limits, Finding(_pointer(["inputs", name]), "not a finite number"))
+        if len(name) > _LONGEST_NAME or isinstance(value, list | dict):
+            raise _invalid(limits, Finding(_pointer(["inputs", name]), "a parameter is a number or a short string"))
+    with _engine_errors("/inputs"):
+        generated: tensors.Array = engine.generate(given.family, given.rows, given.n, given.seed, **parameters)
+        return generated
+
+
+def _problem(
+    op: str, logits: tensors.Array, request: schemas.EvaluateRequest | schemas.TruthRequest, limits: Limits
+) -> engine.Problem:
+    """The engine's problem of a request."""
+    _op(op)
+    targets, grad_output = request.targets, request.grad_output
+    if targets is not None:
+        targets = _read(tensors.read_targets, targets, "/targets", limits, logits.shape)
+    if grad_output is not None:
+        grad_output = _read(tensors.read, grad_output, "/grad_output", limits)
+    return engine.Problem(op, logits, targets, grad_output)
+
+
+def _formats(names: Sequence[str], pointer: str = "/formats") -> tuple[str, ...]:
+    """Canonical names, each once."""
+    found: list[str] = []
+    for index, name in enumerate(names):
+        place = pointer if len(names) == 1 and pointer == "/format" else f"{pointer}/{index}"
+        with _engine_errors(place):
+            found.append(engine.find_format(name).name)
+        if found[-1] in found[:-1]:
+            raise Problem("invalid", f"{place}: {found[-1]} is asked for twice", (Finding(place, "each format once"),))
+    return tuple(found)
+
+
+@cache
+def _catalogue(kind: str) -> list[dict[str, Any]]:
+    """The engine's rows, which do not change while the process lives; building them for each request took a millisecond."""
+    return engine.catalogue(kind)
+
+
+def _op(name: str) -> dict[str, Any]:
+    """The catalogue's row of an op."""
+    rows = _catalogue("ops")
+    for row in rows:
+        if row["name"] == name:
+            return row
+    detail = f"unknown op {shown(name)}; known: {', '.join(row['name'] for row in rows)}"
+    raise Problem("unknown-name", detail, (Finding("/op", detail),))
+
+
+def _variants(op: str, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Names without their op, each once; all of the op if none are given."""
+    existing = [row["name"] for row in _catalogue("variants") if row["op"] == op]
+    wanted = [name.removeprefix(f"{op}/") for name in names] if names is not None else existing
+    for index, name in enumerate(wanted):
+        place = f"/variants/{index}"
+        if name not in existing:
+            detail = f"unknown variant {shown(name)} of {op}; known: {', '.join(existing)}"
+            raise Problem("unknown-name", detail, (Finding(place, detail),))
+        if name in wanted[:index]:
+            raise Problem("invalid", f"{place}: {name} is asked for twice", (Finding(place, "each variant once"),))
+    return tuple(wanted)
+
+
+def _output_size(problem: engine.Problem, limits: Limits) -> int:
+    """Elements of the output. Raises Problem where there are more than a tensor may have."""
+    size = math.prod(engine.output_shape(problem))
+    _at_most(size, limits.max_elements, "max_elements", "elements of the output", "/logits")
+    return size
+
+
+def _at_most(value: int, limit: int, name: str, noun: str, pointer: str, kind: str = "too-large") -> None:
+    if value > limit:
+        detail = f"{noun}: {shown(value)} is above the limit {name} = {limit}"
+        raise Problem(kind, detail, (Finding(pointer, detail),))
+
+
+def _admit(seconds: float, limits: Limits, announce: Announce, way_out: str) -> None:
+    """Tell the estimate, or refuse what would take too long for one request."""
+    if seconds > limits.estimate_seconds:
+        detail = f"estimated at {seconds:.3g} s, above the limit estimate_seconds = {limits.estimate_seconds:g}; {way_out}"
+        raise Problem("too-long", detail)
+    announce(seconds)
+
+
+@contextmanager
+def _engine_errors(pointer: str = "") -> Iterator[None]:
+    try:
+        yield
+    except engine.EngineError as error:
+        raise from_engine(error, pointer) from None
+
+
+def _written(answer: object) -> bytes:
+    return json.dumps(answer, allow_nan=False, separators=(",", ":")).encode()

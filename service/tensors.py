@@ -1,0 +1,322 @@
+"""The doors by which tensors arrive: JSON numbers, base64, bits. Each ends in an array of a format's own dtype.
+
+Written by hand and not with pydantic: a million numbers are checked by their set of types, and the first few faults are
+named by their place. Whatever is wrong raises BadTensor; a value is never guessed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+import engine
+
+Array = NDArray[Any]
+
+SPECIALS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+HEX_FLOAT = r"[+-]?0[xX][0-9a-fA-F]+(\.[0-9a-fA-F]*)?[pP][+-]?[0-9]{1,6}"
+INTEGERS: dict[str, np.dtype[Any]] = {"int32": np.dtype(np.int32), "int64": np.dtype(np.int64)}
+_HEX = re.compile(r"[+-]?0[xX]([0-9a-fA-F]+)(?:\.([0-9a-fA-F]*))?[pP]([+-]?[0-9]{1,6})")
+
+if sys.byteorder != "little":  # the base64 door hands bytes to NumPy as they are
+    raise ImportError("softgauge needs a little-endian machine")
+
+
+class Bounds(Protocol):
+    """The limits a tensor meets (settings.Limits has them)."""
+
+    @property
+    def max_rank(self) -> int: ...
+    @property
+    def max_elements(self) -> int: ...
+    @property
+    def max_errors(self) -> int: ...
+    @property
+    def max_string(self) -> int: ...
+
+
+class BadTensor(Exception):
+    """findings: (JSON pointer, what is wrong) pairs, at least one. oversize: it is only too large."""
+
+    def __init__(self, *findings: tuple[str, str], oversize: bool = False) -> None:
+        super().__init__("; ".join(detail for _, detail in findings))
+        self.findings = findings
+        self.oversize = oversize
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Flat items and where each came from."""
+
+    items: list[Any]
+    shape: tuple[int, ...]
+    place: Callable[[int], str]
+
+
+def read(value: object, pointer: str, bounds: Bounds) -> Array:
+    """A tensor of numbers: float64 from a bare list, else the dtype it declares. Raises BadTensor."""
+    if isinstance(value, dict):
+        return _declared(value, pointer, bounds, integers=False)
+    return _floats(_flatten(value, pointer, bounds), bounds)
+
+
+def read_targets(value: object, pointer: str, bounds: Bounds, logits_shape: tuple[int, ...]) -> Array:
+    """Targets for logits of that shape: int64 class indices (the shape without the last axis) or weights. Raises BadTensor."""
+    if isinstance(value, dict):
+        return _declared(value, pointer, bounds, integers=True)
+    if not isinstance(value, list):
+        return _integers(_Cells([value], (), lambda _: pointer), np.dtype(np.int64), bounds)
+    cells = _flatten(value, pointer, bounds)
+    if cells.shape == logits_shape[:-1]:
+        return _integers(cells, np.dtype(np.int64), bounds)
+    return _floats(cells, bounds)
+
+
+def _declared(value: dict[str, Any], pointer: str, bounds: Bounds, *, integers: bool) -> Array:
+    """A tensor object: {dtype, shape, data} and perhaps encoding or rounding."""
+    door = value.get("encoding")
+    if "encoding" in value and door not in ("base64", "bits"):
+        raise BadTensor((f"{pointer}/encoding", "the encodings are base64 and bits; leave it out for JSON numbers"))
+    _check_keys(value, "encoding" if door else "rounding", pointer)
+    dtype = _dtype(value["dtype"], f"{pointer}/dtype", integers=integers)
+    shape = _shape(value["shape"], f"{pointer}/shape", bounds, least_rank=0 if integers else 1)
+    if door == "base64":
+        return _base64(value["data"], dtype, shape, f"{pointer}/data")
+    cells = _matching(_flatten(value["data"], f"{pointer}/data", bounds), shape, f"{pointer}/data")
+    if door == "bits":
+        return _bits(cells, dtype, bounds)
+    if dtype.name in INTEGERS:
+        return _integers(cells, dtype, bounds)
+    return _stored(cells, dtype, _rounding(value, pointer), bounds)
+
+
+def _check_keys(value: dict[str, Any], optional: str, pointer: str) -> None:
+    needed = ("dtype", "shape", "data")
+    if unknown := value.keys() - {*needed, optional}:
+        raise BadTensor((pointer, f"{len(unknown)} unknown fields in a tensor; known here: dtype, shape, data, {optional}"))
+    for key in needed:
+        if key not in value:
+            raise BadTensor((f"{pointer}/{key}", "a tensor object needs dtype, shape and data"))
+
+
+def _dtype(name: object, pointer: str, *, integers: bool) -> np.dtype[Any]:
+    if not isinstance(name, str):
+        raise BadTensor((pointer, "dtype is the name of a format, such as float32"))
+    if integers and name.lower() in INTEGERS:
+        return INTEGERS[name.lower()]
+    try:
+        fmt = engine.find_format(name)
+    except engine.UnknownName as error:
+        raise BadTensor((pointer, str(error))) from None
+    return fmt.dtype
+
+
+def _shape(value: object, pointer: str, bounds: Bounds, *, least_rank: int) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(extent) is int for extent in value):
+        raise BadTensor((pointer, "shape is a list of integers"))
+    if not least_rank <= len(value) <= bounds.max_rank:
+        raise BadTensor((pointer, f"the rank is {least_rank} to {bounds.max_rank}, not {len(value)}"))
+    if any(extent < 1 for extent in value):
+        raise BadTensor((pointer, "every extent is at least 1"))
+    if math.prod(value) > bounds.max_elements:
+        raise _oversize(pointer, bounds)
+    return tuple(value)
+
+
+def _oversize(pointer: str, bounds: Bounds) -> BadTensor:
+    return BadTensor((pointer, f"a tensor has at most max_elements = {bounds.max_elements} elements"), oversize=True)
+
+
+def _rounding(value: dict[str, Any], pointer: str) -> bool:
+    """Whether values may be rounded to the declared dtype."""
+    if value.get("rounding", "nearest") != "nearest":
+        raise BadTensor((f"{pointer}/rounding", 'the only rounding is "nearest"; left out, every value must be exact'))
+    return "rounding" in value
+
+
+def _flatten(value: object, pointer: str, bounds: Bounds) -> _Cells:
+    """The leaves of nested lists of equal lengths, level by level. Raises BadTensor for ragged, empty or deep ones."""
+    if not isinstance(value, list):
+        raise BadTensor((pointer, "expected a list of numbers, or an object with dtype, shape and data"))
+    shape, level = [len(value)], value
+    while level and list in (kinds := set(map(type, level))):
+        if kinds != {list}:
+            odd = next(i for i, item in enumerate(level) if type(item) is not type(level[0]))
+            raise BadTensor((_place(pointer, odd, shape), "ragged: lists and numbers side by side"))
+        lengths = list(map(len, level))
+        odd = next((i for i, length in enumerate(lengths) if length != lengths[0]), -1)
+        if odd >= 0:
+            raise BadTensor((_place(pointer, odd, shape), f"ragged: {lengths[odd]} items where the first list has {lengths[0]}"))
+        shape.append(lengths[0])
+        if len(shape) > bounds.max_rank:
+            raise BadTensor((pointer, f"the rank is 1 to {bounds.max_rank}; this is nested deeper"))
+        level = list(chain.from_iterable(level))
+    if not level:
+        raise BadTensor((pointer, "an empty list is no tensor"))
+    if len(level) > bounds.max_elements:
+        raise _oversize(pointer, bounds)
+    return _Cells(level, tuple(shape), lambda i: _place(pointer, i, shape))
+
+
+def _place(pointer: str, index: int, shape: list[int]) -> str:
+    """JSON pointer of the flat index in nested lists of that shape."""
+    return pointer + "".join(f"/{part}" for part in np.unravel_index(index, shape))
+
+
+def _matching(cells: _Cells, shape: tuple[int, ...], pointer: str) -> _Cells:
+    """The cells under the declared shape: nested in it, or flat in row-major order."""
+    if cells.shape not in (shape, (math.prod(shape),)):
+        raise BadTensor((pointer, f"data of shape {list(cells.shape)} do not fill the declared shape {list(shape)}"))
+    return _Cells(cells.items, shape, cells.place)
+
+
+def _each(cells: _Cells, convert: Callable[[Any], Any], bounds: Bounds) -> list[Any]:
+    """Every item converted, one by one; a ValueError names what is wrong. Raises BadTensor with the first few."""
+    done: list[Any] = []
+    findings: list[tuple[str, str]] = []
+    for index, item in enumerate(cells.items):
+        try:
+            done.append(convert(item))
+        except ValueError as error:
+            findings.append((cells.place(index), str(error)))
+            if len(findings) >= bounds.max_errors:
+                break
+    if findings:
+        raise BadTensor(*findings)
+    return done
+
+
+def _floats(cells: _Cells, bounds: Bounds) -> Array:
+    """The cells as binary64."""
+    if set(map(type, cells.items)) <= {int, float}:
+        try:
+            quick = np.array(cells.items, dtype=np.float64)
+        except OverflowError:
+            quick = np.array(np.nan)
+        if np.isfinite(quick).all():
+            return quick.reshape(cells.shape)
+    return np.array(_each(cells, lambda item: _number(item, bounds.max_string), bounds), dtype=np.float64).reshape(cells.shape)
+
+
+def _stored(cells: _Cells, dtype: np.dtype[Any], rounding: bool, bounds: Bounds) -> Array:
+    """The cells in the declared dtype; each must be exact there unless rounding is asked for."""
+    wide = _floats(cells, bounds)
+    rounded = engine.round_array(wide, engine.find_format(dtype.name))
+    back = rounded.astype(np.float64)
+    inexact = np.flatnonzero(~((back == wide) | (np.isnan(back) & np.isnan(wide))))
+    if inexact.size and not rounding:
+        advice = f'is no {dtype.name}; give the exact value, or "rounding": "nearest"'
+        raise BadTensor(*((cells.place(int(i)), f"{float(wide.flat[i])!r} {advice}") for i in inexact[: bounds.max_errors]))
+    return rounded
+
+
+def _number(item: object, longest: int) -> float:
+    """One JSON item as binary64. Raises ValueError."""
+    if type(item) is float:
+        if not math.isfinite(item):
+            raise ValueError('not a finite number; non-finite ones are the strings "NaN", "Infinity" and "-Infinity"')
+        return item
+    if type(item) is int:
+        try:
+            return float(item)
+        except OverflowError:
+            raise ValueError("an integer beyond the largest float64") from None
+    if type(item) is str:
+        return _numeric_string(item, longest)
+    raise ValueError(f"{_noun(item)} is not a number")
+
+
+def _numeric_string(text: str, longest: int) -> float:
+    """NaN, Infinity, -Infinity, or a hex float that binary64 holds exactly."""
+    if text in SPECIALS:
+        return SPECIALS[text]
+    if len(text) > longest:
+        raise ValueError(f"a string of {len(text)} characters; numeric strings have at most {longest}")
+    match = _HEX.fullmatch(text)
+    if not match:
+        raise ValueError(f'{text!r} is not a number, "NaN", "Infinity", "-Infinity" or a hex float such as "0x1.8p+1"')
+    try:
+        value = float.fromhex(text)
+    except OverflowError:
+        raise ValueError(f"{text} is beyond the largest float64") from None
+    whole, part, exponent = match.groups(default="")
+    if _reduced(int(whole + part, 16), int(exponent) - 4 * len(part)) != _reduced(*_integral(abs(value))):
+        raise ValueError(f"{text} is no float64: it needs more bits than there are")
+    return value
+
+
+def _integral(value: float) -> tuple[int, int]:
+    """Integers (man, exp) with value = man * 2^exp."""
+    man, exp = math.frexp(value)
+    return int(man * 2**53), exp - 53
+
+
+def _reduced(man: int, exp: int) -> tuple[int, int]:
+    """man * 2^exp with man odd; (0, 0) for zero."""
+    if man == 0:
+        return 0, 0
+    shift = (man & -man).bit_length() - 1
+    return man >> shift, exp + shift
+
+
+def _noun(item: object) -> str:
+    if item is None or isinstance(item, bool):
+        return {None: "null", True: "true", False: "false"}[item]
+    return {dict: "an object", list: "a list", str: "a string", float: "a fraction"}.get(type(item), "this")
+
+
+def _integers(cells: _Cells, dtype: np.dtype[Any], bounds: Bounds) -> Array:
+    """Class indices. A fraction, a boolean or a number beyond the dtype is refused."""
+    info = np.iinfo(dtype)
+
+    def convert(item: object) -> int:
+        if type(item) is not int:
+            raise ValueError(f"{_noun(item)} is no class index: class indices are integers")
+        if not info.min <= item <= info.max:
+            raise ValueError(f"a class index beyond {dtype.name}")
+        return item
+
+    return np.array(_each(cells, convert, bounds), dtype=dtype).reshape(cells.shape)
+
+
+def _bits(cells: _Cells, dtype: np.dtype[Any], bounds: Bounds) -> Array:
+    """Bit patterns as unsigned integers, or as decimal strings for those above 2^53."""
+    width = dtype.itemsize * 8
+
+    def convert(item: object) -> int:
+        if type(item) is str and item.isascii() and item.isdigit() and len(item) <= 20:
+            item = int(item)
+        if type(item) is not int:
+            raise ValueError(f"{_noun(item)} is no bit pattern: an unsigned integer, or its decimal digits as a string")
+        if not 0 <= item < 1 << width:
+            raise ValueError(f"bit patterns of {dtype.name} are 0 to {(1 << width) - 1}")
+        return item
+
+    return np.array(_each(cells, convert, bounds), dtype=f"u{dtype.itemsize}").view(dtype).reshape(cells.shape)
+
+
+def _base64(text: object, dtype: np.dtype[Any], shape: tuple[int, ...], pointer: str) -> Array:
+    """Little-endian bytes in C order."""
+    if not isinstance(text, str):
+        raise BadTensor((pointer, "base64 data are a string"))
+    wanted = math.prod(shape) * dtype.itemsize
+    if len(text) != 4 * -(-wanted // 3):
+        counted = f"{wanted} bytes in base64 are {4 * -(-wanted // 3)} characters, not {len(text)}"
+        raise BadTensor((pointer, f"shape {list(shape)} of {dtype.name} does not match: {counted}"))
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise BadTensor((pointer, "not base64 (RFC 4648, section 4, with padding)")) from None
+    if len(raw) != wanted:
+        raise BadTensor((pointer, f"{len(raw)} bytes where shape {list(shape)} of {dtype.name} has {wanted}"))
+    return np.frombuffer(raw, dtype=dtype).reshape(shape)

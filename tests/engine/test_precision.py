@@ -1,0 +1,211 @@
+"""Where precision must grow, where it may not grow further, and how near ties are settled."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from flint import arb, ctx
+
+from engine import Problem, Undecided, certify, evaluate, metrics
+from engine.formats import FORMATS
+from engine.metrics import Measurement, bin_edge, fix, measure, significant
+from engine.truth import Truth, decimal, exact, hexadecimal, hull, log_enclosure
+
+
+def measured(op, fmt, logits, output, targets=None):
+    row = FORMATS[fmt]
+    problem = Problem(op, np.array(logits, dtype=row.dtype), targets)
+    return Measurement(np.array(output, dtype=row.dtype), Truth(problem, row))
+
+
+# Rounding a figure
+
+
+@pytest.mark.parametrize("value", [Fraction(1, 3), Fraction(2**60 + 1), Fraction(5, 7 * 2**90), Fraction(1), Fraction(2**41 + 1)])
+def test_a_figure_is_rounded_to_nearest_even_once(value):
+    unit = Fraction(2) ** (math.frexp(float(value))[1] - 40)
+    expected = float(round(value / unit) * unit)  # Fraction rounds ties to even
+    assert significant(value.numerator, value.denominator, 0, 40) == expected
+    assert significant(-value.numerator, value.denominator, 0, 40) == -expected
+    assert significant(value.numerator << 7, value.denominator << 4, -3, 40) == expected
+
+
+def test_a_figure_beyond_binary64_is_infinite_and_one_below_it_0():
+    assert significant(1, 1, 1024, 40) == significant((1 << 41) - 1, 1, 1023 - 40, 40) == math.inf
+    assert significant(-1, 1, 5000, 40) == -math.inf
+    assert significant(1, 1, -5000, 40) == significant(1, 1, -1100, 40) == 0.0
+    assert significant(1, 1, -1074, 40) == 5e-324
+
+
+def test_a_mean_has_no_step_finer_than_asked_for():
+    assert significant(1, 3, 0, 20, -4) == 5 / 16
+    assert significant(1, 33, 0, 20, -4) == 0.0
+
+
+def test_an_interval_gives_a_figure_only_where_both_ends_do():
+    assert fix(1000, 1001, 1, 0, 5) == 992.0
+    assert fix(1007, 1009, 1, 0, 5) is None  # the midpoint 1008 of 992 and 1024 lies between
+    assert fix(-1, 1, 1, -30, 20, -20) == 0.0
+    assert fix(-1, 1, 1, -30, 20) is None
+
+
+def test_a_value_within_2_to_the_minus_256_of_a_midpoint_is_that_midpoint():
+    near, far = 1008 << 300, 1 << 290
+    assert fix(near - 1, near + 1, 1, -300, 5) == 1024.0  # 31.5 units of 32: to even, 32
+    assert fix(near + 1, near + 2, 1, -300, 5) == 1024.0
+    assert fix(near - 2, near - 1, 1, -300, 5) == 1024.0
+    assert fix(near - far, near - far + 1, 1, -300, 5) == 992.0
+    assert fix(near - far, near + 1, 1, -300, 5) is None
+
+
+@pytest.mark.parametrize("k", [-640, -64, -63, -1, 0, 1, 63, 64, 6400])
+def test_bins_end_at_the_binary64_numbers_nearest_to_the_roots_of_2(k):
+    with ctx.workprec(200):
+        edge = float((arb(2) ** (arb(k) / 64)).mid())
+    man, exp = int(math.frexp(edge)[0] * 2**53), math.frexp(edge)[1] - 53
+    assert bin_edge(man, exp) == edge
+    assert bin_edge((man << 9) - 1, exp - 9) == edge
+    assert bin_edge((man << 9) + 1, exp - 9) > edge
+
+
+def test_the_first_bins_are_0_and_up_to_2_to_the_minus_10():
+    assert bin_edge(0, 0) == 0.0
+    assert bin_edge(1, -1000) == bin_edge(1, -10) == 2.0**-10
+    assert bin_edge(1, 1100) == math.inf
+
+
+# Sums that are rational although their terms are not
+
+
+def test_a_mean_that_is_exactly_between_two_figures_is_settled_to_even():
+    # p_1 - 1 = -p_2 of the same row: the two errors add up to |c_1| + |c_2| exactly, 21 bits of it
+    m = measured("cross_entropy_grad", "float32", [0.25, 0.0], [-(2.0**70), -(2.0**70) - 2.0**50], np.array(0))
+    ulp = 2.0**-25
+    assert measure(m).mean_ulp == 2.0**70 / ulp
+
+
+def test_a_total_variation_that_is_exactly_between_two_figures_is_settled_to_even():
+    # both errors positive: they add up to c_1 + c_2 - 1
+    row = [0.625, 0.625 + 2.0**-22]
+    found = measure(measured("softmax", "float32", [[0.0, 0.25]], [row])).total_variation
+    assert found.worst == found.mean == 0.125  # of 0.125 + 2^-23, half a step above
+
+
+def test_a_mean_over_rows_that_is_exactly_between_two_figures_is_settled_to_even():
+    rows = [[0.5625, 0.5625], [0.5625, 0.5625 + 2.0**-22]]
+    found = measure(measured("softmax", "float32", [[0.0, 0.0625]] * 2, rows)).total_variation
+    assert found.worst == 0.0625 + 2.0**-23
+    assert found.mean == 0.0625  # half of 2^-23 is half a step of 2^-23
+
+
+def test_rows_without_a_truth_have_no_row_figures():
+    assert measure(measured("softmax", "float32", [math.nan, 0.0], [0.5, 0.5])).kl is None
+
+
+# The cap
+
+
+def test_what_takes_more_than_the_cap_is_undecided_and_said_to_be(monkeypatch):
+    monkeypatch.setattr(exact, "MAX_PRECISION", 150)
+    near_zero = np.array([-math.log(2), math.nextafter(-math.log(2), -1)])  # logsumexp cancels some fifty bits
+    with pytest.raises(Undecided, match=r"logsumexp of a row of 2 logits is undecided at 150 bits"):
+        certify(Problem("logsumexp", near_zero), "float64")
+
+
+def test_a_rounding_that_takes_more_than_the_cap_is_undecided(monkeypatch):
+    monkeypatch.setattr("engine.truth.MAX_PRECISION", 125)
+    tiny = np.array([0.0, 5e-324])  # 1/2 - 2^-1076: its binade takes over a thousand bits
+    with pytest.raises(Undecided, match="the rounding of element 0 of row 0 to float64 is undecided at 125 bits"):
+        certify(Problem("softmax", tiny), "float64")
+
+
+def test_a_row_too_long_for_the_precision_is_undecided(monkeypatch):
+    monkeypatch.setattr(exact, "MAX_ROW_BITS", 1000)
+    with pytest.raises(Undecided, match="caps: 8192 bits, 1000 bits over a row"):
+        certify(Problem("softmax", np.zeros(100)), "float64")
+
+
+def test_a_figure_that_takes_more_than_the_cap_is_undecided(monkeypatch):
+    monkeypatch.setattr(metrics, "MAX_PRECISION", 96)
+    m = measured("softmax", "float32", [[0.0, 0.25]], [[0.625, 0.625 + 2.0**-22]])
+    with pytest.raises(Undecided, match="a row's figure is undecided at 96 bits"):
+        measure(m)
+
+
+def test_signed_terms_that_cancel_raise_the_precision():
+    # g_i - mu and tau cancel to some 2^-200 in the first element: more than the 141 bits it starts with
+    x = np.array([0.0, -1.0, -2.0])
+    p = np.exp(x)
+    g = np.array([(p[1] * 3 + p[2] * 5) / (p[1] + p[2]), 3.0, 5.0])
+    truth = Truth(Problem("softmax_vjp", x, grad_output=g), FORMATS["float64"])
+    with ctx.workprec(3000):
+        e = [arb(v).exp() for v in x.tolist()]
+        total = sum(e)
+        mean = sum(arb(v) * w for v, w in zip(g.tolist(), e, strict=True)) / total
+        expected = e[0] / total * (arb(g[0]) - mean)
+        lo, hi, exp = truth.row(0, 300)[0]
+        assert arb(lo) * arb(2) ** exp <= expected <= arb(hi) * arb(2) ** exp
+
+
+# Decimals, hex, log
+
+
+@pytest.mark.parametrize("x", [-1e5, -1e9, -1e300, -1.7e308])
+def test_decimals_of_astronomically_small_numbers(x):
+    answer = certify(Problem("softmax", np.array([0.0, x])), "float64", 25)
+    with ctx.workprec(1300):
+        mantissa, exponent = (arb(x).exp() / (1 + arb(x).exp())).str(30, radius=False).split("e")
+    text, power = answer.decimal[1].split("e")
+    assert power == exponent
+    assert abs(Fraction(text) - Fraction(mantissa)) <= Fraction(1, 10**24)
+
+
+def test_decimals_carry_over_to_the_next_power_of_ten():
+    assert decimal((10**30 - 1, 10**30 - 1, 0), 5) == "1.0000e+30"
+    assert decimal((95, 95, 0), 1) == "1e+2"
+    assert decimal((-94, -94, 0), 1) == "-9e+1"
+    assert decimal((0, 0, 0), 1) == "0e+0"
+    assert decimal((0, 0, 0), 3) == "0.00e+0"
+    assert decimal(-math.inf, 3) == "-Infinity"
+
+
+def test_hex_is_the_exact_midpoint():
+    assert hexadecimal((1, 2, 0)) == "0x1.8p+0"
+    assert hexadecimal((-3, -3, -5)) == "-0x1.8p-4"
+    assert hexadecimal((0, 0, 0)) == "0x0p+0"
+    assert hexadecimal(math.nan) == "NaN"
+    lo, hi, exp = 12345678901234567890, 12345678901234567893, -70
+    assert Fraction(lo + hi, 2) / 2**70 == _from_hex(hexadecimal((lo, hi, exp)))
+
+
+def _from_hex(text):
+    mantissa, exponent = text.removeprefix("0x1.").split("p")
+    return (1 + Fraction(int(mantissa, 16), 16 ** len(mantissa))) * Fraction(2) ** int(exponent)
+
+
+@pytest.mark.parametrize(("num", "den"), [(3, 1), (1, 3), (10**40 + 1, 10**40), (10**40, 10**40 + 1), (1, 10**500), (10**500, 7)])
+def test_log_keeps_its_relative_accuracy_near_1(num, den):
+    lo, hi, exp = log_enclosure(num, den, 100)
+    with ctx.workprec(2500):
+        expected = (arb(num) / arb(den)).log()
+        assert arb(lo) * arb(2) ** exp <= expected <= arb(hi) * arb(2) ** exp
+    assert (hi - lo) << 100 <= min(abs(lo), abs(hi))
+
+
+def test_the_log_of_1_is_exactly_0():
+    assert log_enclosure(7, 7, 100) == (0, 0, 0)
+
+
+def test_a_stand_in_lies_beside_its_rational_and_its_hull_reaches_it():
+    (e, _) = Truth(Problem("softmax", np.array([0.0, -1e6])), FORMATS["float32"]).row(0, 96)
+    assert isinstance(e, exact.StandIn)
+    assert Fraction(e.hi) * Fraction(2) ** e.exp < 1
+    lo, hi, exp = hull(e)
+    assert Fraction(lo) * Fraction(2) ** exp < 1 <= Fraction(hi) * Fraction(2) ** exp
+
+
+def test_a_tolerance_beyond_the_range_of_the_format_is_still_a_number():
+    found = evaluate(Problem("softmax", np.array([1.7e308, -1.7e308])), ["float64"], ["shifted"]).outcomes[0]
+    assert found.bound.coefficient == 1.7e308 * 2.0**-51
+    assert found.status == "accurate"

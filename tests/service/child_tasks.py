@@ -1,0 +1,48 @@
+"""A computing process that also misbehaves on demand: the op says how. Everything else is the real one."""
+
+import os
+import signal
+import sys
+import time
+
+from service import compute
+
+REAL = dict(compute.TASKS)
+
+
+def _evaluate(body, limits, announce):
+    if b'"hang_before"' in body:
+        time.sleep(1000)
+    if b'"die_before"' in body:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if b'"hang"' in body:
+        announce(0.001)
+        print("hanging now", file=sys.stderr, flush=True)  # noqa: T201 - how a test knows that it has begun
+        time.sleep(1000)
+    if b'"slow"' in body:
+        announce(0.7)
+        time.sleep(0.7)
+        return b'{"slow": true}'
+    if b'"die"' in body:
+        announce(0.001)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if b'"abort"' in body:
+        announce(0.001)
+        os.abort()
+    if b'"hog"' in body:
+        announce(0.001)
+        return b"x" * 2**40
+    if b'"raise"' in body:
+        raise ZeroDivisionError("a secret of the engine")
+    if b'"print"' in body:
+        print("noise", flush=True)  # noqa: T201 - the point of the test
+        os.write(1, b"more noise")
+        return b'{"pid": %d}' % os.getpid()
+    return REAL["evaluate"](body, limits, announce)
+
+
+if __name__ == "__main__":
+    if "crash" in sys.argv:
+        sys.exit(3)
+    compute.TASKS = {**REAL, "evaluate": _evaluate}
+    compute.main()

@@ -1,0 +1,513 @@
+"""The command line: what it computes, what it reads, what it refuses, and with which status it ends."""
+
+import io
+import json
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import save_file
+
+import engine
+import service.app
+from service import cli
+
+ROOT = Path(__file__).parent.parent.parent
+REAL = ROOT.parent / "shared/data/bhh-mnist/logits.npy"
+
+
+def run(*arguments, env=None):
+    return CliRunner().invoke(cli.main, [str(part) for part in arguments], env={"COLUMNS": None, **(env or {})})
+
+
+def evaluate(*arguments, op="softmax", **options):
+    return run("evaluate", "--op", op, *arguments, **options)
+
+
+def answer(*arguments, op="softmax"):
+    """The JSON answer of an evaluation that must succeed."""
+    done = evaluate(*arguments, "--json", op=op)
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def truths(*arguments, op="softmax", fmt="float64"):
+    """What the command computed with, seen through the truth of a variant in one format."""
+    return answer(*arguments, "--format", fmt, "--include", "truth", op=op)["outcomes"][0]["truth"]
+
+
+def refused(*arguments, saying, op="softmax"):
+    done = evaluate(*arguments, op=op)
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert saying in done.stderr
+    return done.stderr
+
+
+# The answer
+
+
+def test_the_json_answer_is_the_engines():
+    logits = np.array([[1000.0, 1001.0, 1002.0]])
+    wanted = engine.encode(engine.evaluate(engine.Problem("softmax", logits), include=("values", "truth", "ranks"), worst=8))
+    asked = ("--include", "values", "--include", "truth", "--include", "ranks")
+    assert answer("--logits", "1000,1001,1002;1,2,3", *asked)["rows"] == 2
+    family = ("--family", "ramp", "--rows", 1, "--n", 3, "--param", "start=1000", "--param", "stop=1002")
+    assert answer(*family, *asked) == wanted
+
+
+def test_naive_softmax_of_large_logits_is_nan_and_the_shifted_one_is_right():
+    text = evaluate("--logits", "1000,1001,1002").stdout
+    for name in ("float16", "float32", "float64"):
+        assert line(text, "naive", name).split()[2:] == ["unstable", "-", "-", "-", "3", "0", "0"]
+        assert line(text, "shifted", name).split()[2] == "accurate"
+    assert "naive, float16: 3 of 3 elements became NaN; exp(1000) exceeds the largest float16, 65504" in text
+    assert "inf / inf is not a number" in text
+    assert "9.0030573170380458e-2" in text
+    assert "accurate: max_rel_normal of a row at most (n + 4 + 2 (x_max - x_min)) u; u = 0.000488 (float16)" in text
+
+
+def line(text, *words):
+    return next(row for row in text.splitlines() if row.split()[: len(words)] == list(words))
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real activations are not beside the repository")
+def test_the_published_overflow_count_on_real_activations():
+    done = evaluate("--logits", REAL, "--format", "float16", "--summation", "sequential", op="logsumexp")
+    assert done.exit_code == 0
+    assert "naive, float16: 475 of 2500 rows overflowed" in done.stdout
+    assert line(done.stdout, "naive", "float16").split()[-2] == "475"
+    assert line(done.stdout, "shifted", "float16").split()[-2] == "0"
+
+
+def test_a_narrow_terminal_folds_numbers_and_cuts_none():
+    terminal = {"FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "xterm"}
+    asked = ("--logits", "1000,1001,1002", "--variant", "shifted", "--format", "float32")
+    wide, narrow = (evaluate(*asked, env={**terminal, "COLUMNS": str(width)}).stdout for width in (200, 70))
+    assert "2.4472847105479765e-1" in wide
+    assert "2.4472847105479765e-1" not in narrow
+    assert "…" not in wide + narrow
+
+
+def test_what_rounding_the_logits_changed_is_said():
+    assert "float16: rounding changed 1 logits, by at most 2.44e-05" in evaluate("--logits", "0.1,1").stdout
+
+
+def test_what_is_included_is_shown():
+    text = evaluate("--logits", "0,0", "--format", "half", "--include", "values", "--include", "truth", "--include", "ranks").stdout
+    assert "naive, float16, values: [0.5, 0.5]" in text
+    assert "naive, float16, truth: [0.5, 0.5]" in text
+    assert "naive, float16: 0 rank inversions" in text
+
+
+@pytest.mark.parametrize(("asked", "named"), [((), 1), (("--worst", 0), 0), (("--worst", 3), 3), (("--json",), 3)])
+def test_how_many_of_the_worst_are_named(asked, named):
+    text = evaluate("--logits", "1,2,3", "--format", "float32", "--variant", "shifted", *asked).stdout
+    if "--json" in asked:
+        assert len(json.loads(text)["outcomes"][0]["worst"]) == named  # 8 are asked for, 3 exist
+    else:
+        assert len([row for row in text.splitlines() if row.startswith("shifted")]) == 1 + named
+
+
+# The status
+
+
+@pytest.mark.parametrize(
+    ("variant", "fail_on", "status"),
+    [
+        ("naive", None, 0),
+        ("naive", "unstable", 1),
+        ("naive", "inaccurate", 1),
+        ("shifted", "unstable", 0),
+        ("shifted", "inaccurate", 0),
+    ],
+)
+def test_fail_on_an_unstable_outcome(variant, fail_on, status):
+    asked = ["--logits", "1000,1001", "--variant", variant] + (["--fail-on", fail_on] if fail_on else [])
+    assert evaluate(*asked).exit_code == status
+    assert evaluate(*asked, "--json").exit_code == status
+
+
+@pytest.mark.parametrize(("fail_on", "status"), [("unstable", 0), ("inaccurate", 1)])
+def test_an_inaccurate_outcome_is_not_an_unstable_one(monkeypatch, fail_on, status):
+    def inaccurate(*arguments, **options):
+        found = engine_evaluate(*arguments, **options)
+        object.__setattr__(found.outcomes[0], "status", "inaccurate")
+        return found
+
+    engine_evaluate = engine.evaluate
+    monkeypatch.setattr(engine, "evaluate", inaccurate)
+    assert evaluate("--logits", "1,2", "--variant", "shifted", "--fail-on", fail_on).exit_code == status
+
+
+def test_a_failure_of_ours_is_status_3(monkeypatch):
+    monkeypatch.setattr(engine, "evaluate", lambda *_, **__: 1 / 0)
+    done = evaluate("--logits", "1")
+    assert done.exit_code == 3
+    assert "ZeroDivisionError" in done.stderr
+    assert "an internal failure" in done.stderr
+
+
+def test_an_interrupt_is_no_finding(monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "evaluate", interrupted)
+    assert evaluate("--logits", "1", "--fail-on", "unstable").exit_code == 130
+
+
+def test_a_reader_that_leaves_is_no_finding():
+    asked = ["evaluate", "--op", "softmax", "--logits", "1000,1001", "--fail-on", "unstable"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service.cli", *asked], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    _, complaint = process.communicate(timeout=60)
+    assert (process.returncode, complaint) == (3, b"")
+
+
+def test_the_version_is_the_engines():
+    assert run("--version").stdout == f"softgauge, version {engine.VERSION}\n"
+
+
+# The bar
+
+
+def test_a_bar_appears_after_a_second_and_only_on_a_terminal(monkeypatch):
+    def slow(*arguments, progress, **options):
+        time.sleep(1.2)
+        progress(1, 6)
+        return quick(*arguments, **options)
+
+    quick = engine.evaluate
+    terminal = {"FORCE_COLOR": "1", "TERM": "xterm"}
+    assert "measuring" not in evaluate("--logits", "1", env=terminal).stderr
+    monkeypatch.setattr(engine, "evaluate", slow)
+    shown = evaluate("--logits", "1", env=terminal)
+    assert "measuring" in shown.stderr
+    assert "measuring" not in shown.stdout
+    assert evaluate("--logits", "1").stderr == ""
+
+
+# Logits on the command line
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "values"),
+    [
+        ("1,2", (2,), [1, 2]),
+        ("-1", (1,), [-1]),
+        ("1, 2; 3, 4", (2, 2), [1, 2, 3, 4]),
+        ("-inf,inf,+Infinity,nan,-NaN", (5,), [-np.inf, np.inf, np.inf, np.nan, np.nan]),
+        ("0x1.8p+1,-0x1p-1074", (2,), [3, -5e-324]),
+        (".5,5.,1e-3,+2E2,-0.0", (5,), [0.5, 5, 1e-3, 200, -0.0]),
+        ("9007199254740993", (1,), [2.0**53]),
+    ],
+)
+def test_numbers_are_read_as_they_are_written(text, shape, values):
+    assert answer("--logits", text)["logits_digest"] == engine.digest(np.array(values, dtype=np.float64).reshape(shape))
+
+
+@pytest.mark.parametrize(
+    ("text", "saying"),
+    [
+        ("1,,2", "'' is not a number"),
+        ("", "'' is not a number"),
+        ("1_0", "'1_0' is not a number"),
+        ("1,zwei", "'zwei' is not a number; numbers are separated by ',', rows by ';', and files end in .npy"),
+        ("１", "is not a number"),
+        ("1e999", "1e999 is beyond the largest float64; write inf"),
+        ("9" * 400, "an integer beyond the largest float64"),
+        ("9" * 5000, "beyond the largest float64"),
+        ("0x1p9999", "beyond the largest float64"),
+        ("0x1.00000000000001p0", "no float64: it needs more bits"),
+        ("0xzz", "is not a number"),
+        ("1,2;3", "ragged"),
+        ("logits.txt", "'logits.txt' is not a number"),
+    ],
+)
+def test_what_is_no_number_is_refused(text, saying):
+    message = refused("--logits", text, saying=saying)
+    assert "--logits" in message
+    assert len(message) < 600
+
+
+@pytest.mark.parametrize(
+    ("arguments", "saying"),
+    [
+        ((), "no logits: give --logits, or --family"),
+        (("--logits", "1", "--family", "ramp"), "--family cannot be used here"),
+        (("--logits", "1", "--rows", "2", "--param", "a=1"), "--rows and --param cannot be used here"),
+        (("--family", "ramp", "--key", "x"), "--key cannot be used here"),
+        (("--logits", "1", "--key", "x"), "a key chooses a tensor of an .npz or .safetensors file"),
+        (("--family", "ramp", "--param", "start"), "'start' is not NAME=VALUE"),
+        (("--family", "ramp", "--param", "stop=high"), "stop is 'high'; it is a number"),
+        (("--family", "ramp", "--param", "slope=1"), "has no parameter 'slope'"),
+        (("--family", "rump"), "did you mean 'ramp'"),
+        (("--family", "ramp", "--n", "0"), "n is 0; it is an integer, at least 1"),
+        (("--family", "ramp", "--n", "1000000000"), "is above 10000000 elements"),
+        (("--logits", "1", "--format", "float17"), "float17"),
+        (("--logits", "1", "--variant", "stable"), "unknown variant 'stable' of softmax; known: naive, shifted"),
+        (("--logits", "1", "--summation", "kahn"), "unknown summation 'kahn'"),
+        (("--logits", "1", "--worst", "33"), "worst is 33; it must be 0 to 32"),
+        (("--logits", "1", "--fail-on", "error"), "'unstable', 'inaccurate'"),
+        (("--logits", "1", "--targets", "0"), "softmax takes no targets"),
+        (("--logits",), "requires an argument"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(arguments, saying):
+    refused(*arguments, saying=saying)
+
+
+def test_an_unknown_op_names_those_that_exist():
+    refused("--logits", "1", op="sofmax", saying="known: softmax, log_softmax")
+
+
+def test_an_output_too_large_for_memory_is_refused_before_it_is_made():
+    refused("--family", "ramp", "--n", 4000, op="softmax_jacobian", saying="would have 16000000 elements")
+
+
+def test_a_family_is_the_engines():
+    asked = ("--family", "gaussian", "--rows", 3, "--n", 5, "--seed", 7, "--param", "sigma=4", "--param", "offset=-1")
+    assert answer(*asked)["logits_digest"] == engine.digest(engine.generate("gaussian", 3, 5, 7, sigma=4.0, offset=-1.0))
+    limit = ("--family", "near_exp_limit", "--param", "format=bf16", "--n", 3)
+    assert answer(*limit)["logits_digest"] == engine.digest(engine.generate("near_exp_limit", 1, 3, 0, format="bf16"))
+
+
+# Targets and grad_output
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "losses"),
+    [
+        ("0,0", "1", np.log(2)),
+        ("0,0", "0.5,0.5", np.log(2)),
+        ("0,0;0,0", "1,0", [np.log(2)] * 2),
+        ("0,0;0,0", "1,0;2,0", [np.log(2), 2 * np.log(2)]),
+        ("0", "0", 0.0),
+        ("0", "1.0", 0.0),
+    ],
+)
+def test_targets_are_told_apart_by_shape(logits, targets, losses):
+    assert truths("--logits", logits, "--targets", targets, op="cross_entropy") == pytest.approx(losses)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "saying"),
+    [
+        ((), "cross_entropy needs targets"),
+        (("--targets", "2"), "target 2 is out of range: class indices of 2 logits are 0 to 1"),
+        (("--targets", "-1"), "out of range"),
+        (("--targets", "inf,0"), "finite"),
+        (("--targets", "0,1,0"), "targets have shape [3]"),
+        (("--targets", "1", "--targets-key", "t"), "--targets: 1: a key chooses a tensor"),
+        (("--targets", "1", "--grad-output", "1,1"), "takes no grad_output"),
+    ],
+)
+def test_targets_that_do_not_fit_are_refused(arguments, saying):
+    refused("--logits", "0,0", *arguments, op="cross_entropy", saying=saying)
+
+
+def test_grad_output_is_read_like_logits():
+    assert truths("--logits", "0,0", "--grad-output", "0x1p0,-1", op="softmax_vjp") == [0.5, -0.5]
+
+
+# Files
+
+X = np.array([[1.5, -np.inf], [0.25, 4.0]])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_npy_file(tmp_path, dtype, order):
+    stored = np.array(X, dtype=dtype, order=order)
+    np.save(tmp_path / "x.npy", stored)
+    native = stored.astype(stored.dtype.newbyteorder("="))
+    assert answer("--logits", tmp_path / "x.npy")["logits_digest"] == engine.digest(native)
+
+
+def test_an_npz_file_with_one_or_several_tensors(tmp_path):
+    np.savez(tmp_path / "one.npz", anything=X)
+    np.savez_compressed(tmp_path / "several.npz", logits=X, other=X[:1], targets=np.array([0, 1], dtype=np.uint8))
+    assert answer("--logits", tmp_path / "one.npz")["logits_digest"] == engine.digest(X)
+    several = tmp_path / "several.npz"
+    assert answer("--logits", several)["logits_digest"] == engine.digest(X)
+    assert answer("--logits", several, "--key", "other")["logits_digest"] == engine.digest(X[:1])
+    assert len(truths("--logits", several, "--targets", several, op="cross_entropy")) == 2
+    refused("--logits", several, "--key", "x", saying="no tensor 'x'; there are logits, other, targets; choose one with --key")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_a_safetensors_file(tmp_path, dtype):
+    path = tmp_path / "x.safetensors"
+    save_file({"x": X.astype(dtype), "y": np.array([0, 1], dtype=np.int32), "g": X[:1].astype(dtype)}, path)
+    assert answer("--logits", path, "--key", "x")["logits_digest"] == engine.digest(X.astype(dtype))
+    assert len(truths("--logits", path, "--key", "x", "--targets", path, "--targets-key", "y", op="cross_entropy")) == 2
+    refused("--logits", path, saying="no tensor 'logits'; there are g, x, y; choose one with --key")
+    refused("--logits", "1,2;3,4", "--targets", path, op="cross_entropy", saying="choose one with --targets-key")
+    refused("--logits", "1", "--grad-output", path, op="softmax_vjp", saying="choose one with --grad-output-key")
+
+
+def test_a_json_file_is_a_list_or_a_tensor(tmp_path):
+    (tmp_path / "list.json").write_text('[[1.5, "-Infinity"], [0.25, "0x1p2"]]')
+    (tmp_path / "tensor.JSON").write_text('{"dtype": "bf16", "shape": [2], "encoding": "bits", "data": [16256, 49024]}')
+    assert answer("--logits", tmp_path / "list.json")["logits_digest"] == engine.digest(X)
+    assert answer("--logits", tmp_path / "tensor.JSON")["logits_digest"] == engine.digest(np.array([1, -1], ml_dtypes.bfloat16))
+
+
+def _npy(shape="(2,)", descr="'<f8'", body=b"\0" * 16, version=(1, 0)):
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    length = struct.pack("<H" if version == (1, 0) else "<I", len(header))
+    return b"\x93NUMPY" + bytes(version) + length + header + body
+
+
+def _npz(member, content, method=zipfile.ZIP_DEFLATED):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        archive.writestr(member, content)
+    return stream.getvalue()
+
+
+def _safetensors(header, body=b""):
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+BROKEN = {
+    "empty.npy": (b"", "EOF"),
+    "noise.npy": (b"\xff" * 64, "magic"),
+    "version.npy": (_npy(version=(3, 0)), "version 3.0"),
+    "header.npy": (_npy(shape="(2,"), ""),
+    "vast.npy": (_npy(shape="(1000000000000,)"), "is not shape [1000000000000]"),
+    "empty_but_vast.npy": (_npy(shape="(0, 1000000000000000000)", body=b""), "every extent is at least 1"),
+    "negative.npy": (_npy(shape="(-1, -2)"), "every extent is at least 1"),
+    "short.npy": (_npy(body=b"\0" * 15), "15 bytes of data"),
+    "long.npy": (_npy(body=b"\0" * 17), "17 bytes of data"),
+    "object.npy": (_npy(descr="'|O'", body=b"cos\nsystem\n(S'true'\ntR."), "dtype object"),
+    "structured.npy": (_npy(descr="[('a', '<f8')]"), "dtype [('a', '<f8')]"),
+    "complex.npy": (_npy(descr="'<c16'", shape="(1,)"), "dtype complex128"),
+    "bfloat16.npy": (_npy(descr="'<V2'", shape="(8,)"), "bfloat16: .safetensors"),
+    "long_double.npy": (_npy(descr="'<f16'", shape="(1,)"), "dtype"),
+    "integers.npy": (_npy(descr="'<i8'"), "dtype int64; logits are float16"),
+    "rank_five.npy": (_npy(shape="(1, 1, 1, 1, 2)"), "rank 5"),
+    "scalar.npy": (_npy(shape="()", body=b"\0" * 8), "rank 0"),
+    "noise.npz": (b"PK" + b"\xff" * 64, "not a zip file"),
+    "memberless.npz": (_npz("readme.txt", "x"), "there are none"),
+    "stored.npz": (_npz("x.npy", _npy(), zipfile.ZIP_STORED).replace(b"NUMPY", b"NUMPX"), "CRC"),
+    "empty.safetensors": (b"", "header too small"),
+    "vast_header.safetensors": (b"\xff" * 40, "header too large"),
+    "no_json.safetensors": (struct.pack("<Q", 4) + b"oops", "header"),
+    "hole.safetensors": (_safetensors({"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, b"\0" * 8), ""),
+    "vast.safetensors": (_safetensors({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 8]}}, b"\0" * 8), ""),
+    "fp8.safetensors": (_safetensors({"x": {"dtype": "F8_E5M2", "shape": [1], "data_offsets": [0, 1]}}, b"\0"), "x is F8_E5M2"),
+    "empty.json": (b"", "not JSON"),
+    "binary.json": (b"\xff\xfe", "utf-8"),
+    "nan.json": (b"[NaN]", "not a finite number"),
+    "vast.json": (b"[1e999]", "not a finite number"),
+    "boolean.json": (b"[true]", "true is not a number"),
+    "deep.json": (b"[" * 100_000, ""),
+    "digits.json": (b"[" + b"9" * 5000 + b"]", ""),
+    "object.json": (b'{"logits": [1]}', "unknown field"),
+    "number.json": (b"1", "expected a list of numbers"),
+    "ragged.json": (b"[[1], [1, 2]]", "ragged"),
+    "inexact.json": (b'{"dtype": "float16", "shape": [1], "data": [0.1]}', "is no float16"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_one_clear_sentence(tmp_path, name):
+    content, saying = BROKEN[name]
+    (tmp_path / name).write_bytes(content)
+    message = refused("--logits", tmp_path / name, saying=saying)
+    assert message.startswith(("Error: --logits", "Error: logits"))
+    assert message.count("\n") == 1
+    assert len(message) < 600
+
+
+def test_cut_and_flipped_files_never_end_in_a_traceback(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    np.savez_compressed(tmp_path / "x.npz", logits=X)
+    save_file({"logits": X}, tmp_path / "x.safetensors")
+    random = np.random.default_rng(2)
+    for suffix in (".npy", ".npz", ".safetensors"):
+        whole = (tmp_path / f"x{suffix}").read_bytes()
+        for _ in range(40):
+            cut = bytearray(whole[: random.integers(len(whole) + 1)])
+            for place in random.integers(max(len(cut), 1), size=2) if cut else ():
+                cut[place] = random.integers(256)
+            (tmp_path / f"y{suffix}").write_bytes(cut)
+            done = evaluate("--logits", tmp_path / f"y{suffix}", "--variant", "shifted", "--format", "float16")
+            assert done.exit_code in (0, 2), done.stderr
+            assert "Traceback" not in done.stderr
+
+
+def test_a_member_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "LARGEST_FILE", 10_000)
+    np.savez_compressed(tmp_path / "bomb.npz", logits=np.zeros(100_000))
+    refused("--logits", tmp_path / "bomb.npz", saying="logits.npy unpacks to 800128 bytes; at most 10000 are read")
+    np.save(tmp_path / "large.npy", np.zeros(100_000))
+    refused("--logits", tmp_path / "large.npy", saying="800128 bytes; a file has at most 10000")
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    (tmp_path / "folder.npy").mkdir()
+    refused("--logits", tmp_path / "folder.npy", saying="not a file")
+    refused("--logits", tmp_path / "none.npy", saying="No such file")
+    refused("--logits", tmp_path / "none.json", saying="No such file")
+
+
+# softgauge serve
+
+
+@pytest.fixture
+def listened(monkeypatch):
+    """The settings that the service was started with; it does not listen."""
+    found = []
+
+    def serve(settings):
+        service.app.check_binding(settings)
+        found.append(settings)
+
+    monkeypatch.setattr(service.app, "serve", serve)
+    return found
+
+
+def test_serve_takes_its_settings_from_the_environment_and_its_options(listened):
+    assert run("serve", env={"SOFTGAUGE_PORT": "8123", "SOFTGAUGE_WORKERS": "3"}).exit_code == 0
+    assert run("serve", "--host", "::1", "--port", "0", env={"SOFTGAUGE_PORT": "8123"}).exit_code == 0
+    assert [(s.host, s.port) for s in listened] == [("127.0.0.1", 8123), ("::1", 0)]
+    assert listened[0].workers == 3
+
+
+def test_serve_refuses_an_address_that_others_reach(listened):
+    done = run("serve", "--host", "0.0.0.0")
+    assert done.exit_code == 2
+    assert "refusing to listen on 0.0.0.0" in done.stderr
+    assert "SOFTGAUGE_INSECURE_NO_KEYS=true" in done.stderr
+    assert not listened
+    assert run("serve", "--host", "0.0.0.0", env={"SOFTGAUGE_INSECURE_NO_KEYS": "true"}).exit_code == 0
+    assert listened[0].host == "0.0.0.0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "saying"),
+    [
+        ((), {"SOFTGAUGE_PORT": "http"}, "SOFTGAUGE_PORT='http' cannot be read"),
+        ((), {"SOFTGAUGE_INSECURE_NO_KEYS": "yes"}, "must be true or false"),
+        (("--port", "65536"), {}, "65536"),
+        (("now",), {}, "unexpected extra argument"),
+    ],
+)
+def test_serve_refuses_settings_it_cannot_read(listened, arguments, env, saying):
+    done = run("serve", *arguments, env=env)
+    assert done.exit_code == 2
+    assert saying in done.stderr
+    assert not listened

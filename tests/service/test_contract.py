@@ -1,0 +1,138 @@
+"""The OpenAPI document is complete, is the file in the repository, and is what the running service does."""
+
+import json
+
+import jsonschema
+import pytest
+
+from service import schemas
+from service.app import OPENAPI_FILE, written_openapi
+from service.settings import Limits
+
+DOCUMENT = json.loads(OPENAPI_FILE.read_text())
+OPERATIONS = [(path, method, operation) for path, row in DOCUMENT["paths"].items() for method, operation in row.items()]
+EXAMPLES = [("evaluate", name) for name in schemas.EVALUATE_EXAMPLES] + [("truth", name) for name in schemas.TRUTH_EXAMPLES]
+
+
+def conforms(value, name):
+    resolved = {"$ref": f"#/components/schemas/{name}", "components": DOCUMENT["components"]}
+    jsonschema.Draft202012Validator(resolved).validate(value)
+
+
+def test_the_file_is_the_document_of_the_app():
+    assert OPENAPI_FILE.read_text() == written_openapi(), "run: python -m service.app"
+
+
+def test_the_running_service_serves_it(service):
+    assert service.get("/openapi.json").json() == DOCUMENT
+
+
+def test_it_is_openapi_3_1_with_every_resource():
+    assert DOCUMENT["openapi"].startswith("3.1")
+    names = {operation["operationId"] for _, _, operation in OPERATIONS}
+    catalogue = {"list_ops", "list_variants", "list_formats", "list_summations", "list_inputs"}
+    assert names == {"evaluate", "truth", "live", "ready", "metrics"} | catalogue
+
+
+def test_every_reference_leads_somewhere():
+    def references(node):
+        if isinstance(node, dict):
+            yield from ([node["$ref"]] if isinstance(node.get("$ref"), str) else ())
+            node = list(node.values())
+        if isinstance(node, list):
+            for part in node:
+                yield from references(part)
+
+    for reference in set(references(DOCUMENT)):
+        assert reference.removeprefix("#/components/schemas/") in DOCUMENT["components"]["schemas"]
+
+
+@pytest.mark.parametrize(("path", "method", "operation"), OPERATIONS)
+def test_every_error_is_documented_as_a_problem(path, method, operation):
+    for status, answer in operation["responses"].items():
+        if status != "200":
+            (media,) = answer["content"].items()
+            assert media[0] == "application/problem+json"
+            assert media[1]["schema"] == {"$ref": "#/components/schemas/Problem"}
+            assert media[1]["example"]["status"] == int(status)
+    wanted = {"400", "403", "408", "413", "415", "422", "429", "500", "503"} if method == "post" else {"400"}
+    assert wanted <= set(operation["responses"])
+    assert operation["summary"]
+    assert operation["description"]
+
+
+@pytest.mark.parametrize(("route", "name"), EXAMPLES)
+def test_every_example_runs_and_its_answer_fits_the_schema(service, route, name):
+    media = DOCUMENT["paths"][f"/v1/{route}"]["post"]["requestBody"]["content"]["application/json"]
+    value = media["examples"][name]["value"]
+    conforms(value, f"{route.title()}Request")
+    answer = service.post(f"/v1/{route}", json=value)
+    assert answer.status_code == 200, answer.text
+    conforms(answer.json(), f"{route.title()}Response")
+
+
+@pytest.mark.parametrize("name", ["ops", "variants", "formats", "summations", "inputs"])
+def test_the_catalogue_fits_the_schema(service, name):
+    answer = service.get(f"/v1/{name}")
+    assert answer.status_code == 200
+    conforms(answer.json(), f"{name.title()}Response")
+    assert all(row["name"] for row in answer.json()[name])
+
+
+def test_the_variants_of_one_op(service):
+    found = service.get("/v1/variants", params={"op": "softmax"}).json()["variants"]
+    assert {row["op"] for row in found} == {"softmax"}
+    assert found == [row for row in service.get("/v1/variants").json()["variants"] if row["op"] == "softmax"]
+
+
+def test_every_limit_is_in_the_answer_of_ops(service):
+    assert service.get("/v1/ops").json()["limits"] == {**Limits().__dict__, "body_seconds": 1.5}
+
+
+def test_problems_fit_their_schema(service):
+    conforms(service.get("/nothing").json(), "Problem")
+    conforms(service.post("/v1/evaluate", json={"op": 1}).json(), "Problem")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"op": "softmin", "logits": [1]},
+        {"op": "softmax", "logits": []},
+        {"op": "softmax", "logits": [True]},
+        {"op": "softmax", "logits": ["nan"]},
+    ],
+)
+def test_the_schema_refuses_what_the_service_refuses(service, wrong):
+    with pytest.raises(jsonschema.ValidationError):
+        conforms(wrong, "EvaluateRequest")
+    assert service.post("/v1/evaluate", json=wrong).status_code == 422
+
+
+def test_the_issues_example_is_what_it_says(service):
+    """softmax([1000, 1001, 1002]): naive is NaN in all three formats, because exp overflowed at element 0; shifted is right."""
+    outcomes = service.post("/v1/evaluate", json=schemas.EVALUATE_EXAMPLES["overflow"]["value"]).json()["outcomes"]
+    naive = [row for row in outcomes if row["variant"] == "naive"]
+    shifted = [row for row in outcomes if row["variant"] == "shifted"]
+    assert [row["format"] for row in naive] == [row["format"] for row in shifted] == ["float16", "float32", "float64"]
+    for row in naive:
+        assert row["values"] == [["NaN"] * 3]
+        assert row["status"] == "unstable"
+        assert (row["faults"][0]["step"], row["faults"][0]["kind"], row["faults"][0]["first_index"]) == ("exp", "overflow", [0, 0])
+    for row in shifted:
+        assert row["status"] == "accurate"
+        assert row["metrics"]["max_ulp"] < 2
+
+
+def test_golden_values_come_out_of_truth_to_the_last_digit(service):
+    """NUMERICS 6.5."""
+
+    def decimal(op, logits, digits, **more):
+        return service.post("/v1/truth", json={"op": op, "logits": logits, "format": "float64", "digits": digits, **more}).json()[
+            "decimal"
+        ]
+
+    assert decimal("logsumexp", [0, -40], 20) == "4.2483542552915889863e-18"
+    assert decimal("cross_entropy_grad", [0, -40], 20, targets=0)[0] == "-4.2483542552915889773e-18"
+    assert decimal("logsumexp", [1000, 999], 20) == "1.0003132616875182228e+3"
+    assert decimal("log_softmax", [0, -104], 17)[0] == "-6.8135568215452985e-46"

@@ -1,0 +1,73 @@
+"""Settings come from the environment once, and say what is wrong with them."""
+
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+
+from service.settings import Limits, Settings, SettingsError, check_binding
+
+
+def test_nothing_set_listens_on_loopback():
+    settings = Settings.from_environment({})
+    assert settings == Settings()
+    assert settings.host == "127.0.0.1"
+    check_binding(settings)
+
+
+def test_every_kind_of_value_is_read():
+    environ = {
+        "SOFTGAUGE_HOST": "localhost",
+        "SOFTGAUGE_PORT": "0",
+        "SOFTGAUGE_DATA_DIR": "elsewhere",
+        "SOFTGAUGE_WORKERS": "3",
+        "SOFTGAUGE_ALLOWED_HOSTS": "one.example, two.example",
+        "SOFTGAUGE_INSECURE_NO_KEYS": "true",
+        "SOFTGAUGE_MAX_DIGITS": "50",
+        "SOFTGAUGE_WAIT_SECONDS": "0.5",
+        "UNRELATED": "1",
+    }
+    settings = Settings.from_environment(environ)
+    assert (settings.host, settings.port, settings.data_dir, settings.workers) == ("localhost", 0, Path("elsewhere"), 3)
+    assert settings.allowed_hosts == ("one.example", "two.example")
+    assert settings.insecure_no_keys is True
+    assert settings.limits == Limits(max_digits=50, wait_seconds=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "http"),
+        ("PORT", "65536"),
+        ("WORKERS", "0"),
+        ("WORKERS", "two"),
+        ("INSECURE_NO_KEYS", "maybe"),
+        ("WAIT_SECONDS", "nan"),
+        ("WAIT_SECONDS", "inf"),
+        ("MAX_BODY_BYTES", "-1"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_named(name, value):
+    with pytest.raises(SettingsError, match=f"SOFTGAUGE_{name}='{value}'"):
+        Settings.from_environment({f"SOFTGAUGE_{name}": value})
+
+
+def test_what_a_child_runs_does_not_come_from_the_environment():
+    assert Settings.from_environment({"SOFTGAUGE_WORKER_COMMAND": "/bin/true"}) == Settings()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "softgauge.example"])
+def test_another_address_than_loopback_needs_a_word(host):
+    with pytest.raises(SettingsError, match="SOFTGAUGE_INSECURE_NO_KEYS=true"):
+        check_binding(Settings(host=host))
+    check_binding(Settings(host=host, insecure_no_keys=True))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_needs_none(host):
+    check_binding(Settings(host=host))
+
+
+def test_settings_are_frozen():
+    with pytest.raises(FrozenInstanceError):
+        Settings().port = 1

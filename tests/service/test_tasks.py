@@ -1,0 +1,212 @@
+"""The bytes of a request become a problem of the engine, or a problem document that echoes nothing long."""
+
+import json
+import time
+
+import pytest
+
+import engine
+from service import schemas, tasks
+from service.errors import ENGINE_KINDS, KINDS, Problem, from_engine
+from service.settings import Limits
+
+GOOD = {"op": "softmax", "logits": [[0, 1, 2]], "formats": ["float32"], "variants": ["naive"]}
+
+
+def run(task, document, limits=None):
+    body = document if isinstance(document, bytes) else json.dumps(document).encode()
+    return json.loads(tasks.TASKS[task](body, limits or Limits(), lambda seconds: None))
+
+
+def refused(document, kind, match=None, task="evaluate", limits=None):
+    with pytest.raises(Problem, match=match) as caught:
+        run(task, document, limits)
+    assert caught.value.kind == kind
+    assert len(caught.value.document("/", "x")) < 16_384
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("body", "match"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"\xff{}", "UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"op": ' + b"9" * 4_000_000 + b"}", "digits"),
+        (b'{"op": "softmax", "op": "softmax"}', "same name"),
+    ],
+)
+def test_what_is_no_json_is_malformed(body, match):
+    refused(body, "malformed", match)
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"op": None}, "/op"),
+        ({"op": 3}, "/op"),
+        ({"surplus": 1}, "/surplus"),
+        ({"a/b~c": 1}, "/a~1b~0c"),
+        ({"logits": None}, "/logits"),
+        ({"inputs": {"family": "gaussian", "rows": 1, "n": 2, "seed": 0}}, "/logits"),
+        ({"worst": True}, "/worst"),
+        ({"worst": 1.0}, "/worst"),
+        ({"worst": -1}, "/worst"),
+        ({"worst": 33}, "/worst"),
+        ({"include": ["everything"]}, "/include/0"),
+        ({"formats": []}, "/formats"),
+        ({"formats": "float32"}, "/formats"),
+        ({"formats": ["float32", "FP32"]}, "/formats/1"),
+        ({"variants": ["naive", "softmax/naive"]}, "/variants/1"),
+        ({"variants": [1]}, "/variants/0"),
+        ({"logits": [1, False]}, "/logits/1"),
+        ({"logits": None, "inputs": {"family": "gaussian", "rows": 0, "n": 2, "seed": 0}}, "/inputs/rows"),
+        ({"logits": None, "inputs": {"family": "gaussian", "rows": 1, "n": 2}}, "/inputs/seed"),
+        ({"logits": None, "inputs": {"family": "gaussian", "rows": 1, "n": 2, "seed": 0, "sigma": None}}, "/inputs"),
+        ({"logits": None, "inputs": {"family": "gaussian", "rows": 1, "n": 2, "seed": 0, "sigma": True}}, "/inputs"),
+        ({"logits": None, "inputs": {"family": "gaussian", "rows": 1, "n": 2, "seed": 0, "sigma": [1]}}, "/inputs/sigma"),
+        ({"logits": None, "inputs": {"family": "gaussian", "rows": 1, "n": 2, "seed": 0, "surplus": 1}}, "/inputs"),
+        ({"targets": [0]}, ""),
+    ],
+)
+def test_what_does_not_fit_is_invalid_and_named_by_its_place(change, pointer):
+    assert refused({**GOOD, **change}, "invalid").errors[0].pointer == pointer
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize(
+    "field",
+    ['"logits": [%s]', '"logits": [1], "worst": %s', '"inputs": {"family": "gaussian", "rows": 1, "n": 1, "seed": 0, "sigma": %s}'],
+)
+def test_a_bare_non_finite_number_is_refused_everywhere(number, field):
+    refused(('{"op": "softmax", ' + field % number + "}").encode(), "invalid")
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"op": "softmin"}, "/op"),
+        ({"formats": ["float16", "fp8"]}, "/formats/1"),
+        ({"formats": ["float8_e4m3fn"]}, "/formats/0"),
+        ({"variants": ["naiv"]}, "/variants/0"),
+        ({"variants": ["log_softmax/naive"]}, "/variants/0"),
+        ({"summation": "upwards"}, ""),
+        ({"logits": None, "inputs": {"family": "gauss", "rows": 1, "n": 2, "seed": 0}}, "/inputs"),
+    ],
+)
+def test_a_miss_names_what_exists(change, pointer):
+    problem = refused({**GOOD, **change}, "unknown-name", "known")
+    assert problem.errors[0].pointer == pointer
+
+
+def test_nothing_long_is_echoed():
+    secret = "s" * 1000
+    for change in (
+        {"op": secret},
+        {secret: 1},
+        {"formats": [secret]},
+        {"variants": [secret]},
+        {"logits": [secret]},
+        {"summation": secret},
+    ):
+        document = refused({**GOOD, **change}, "invalid").document("/", "x")
+        assert b"s" * 65 not in document
+
+
+def test_a_hundred_thousand_faults_make_twenty_errors_at_once():
+    started = time.perf_counter()
+    assert len(refused({f"k{i}": 1 for i in range(100_000)}, "invalid").errors) == 20
+    assert len(refused({**GOOD, "logits": ["x"] * 100_000}, "invalid").errors) == 20
+    assert len(refused({**GOOD, "variants": [1] * 100_000}, "invalid").errors) <= 20
+    assert time.perf_counter() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("change", "limits"),
+    [
+        ({"logits": [0.0] * 11}, Limits(max_elements=10)),
+        ({"logits": {"dtype": "float16", "shape": [10**12], "data": [1]}}, Limits()),
+        ({"logits": None, "inputs": {"family": "gaussian", "rows": 10**9, "n": 10**9, "seed": 0}}, Limits()),
+        ({"op": "softmax_jacobian", "logits": [[0.0] * 4]}, Limits(max_elements=15)),
+        ({"include": ["values", "truth"]}, Limits(max_response_elements=5)),
+        ({"formats": ["float16", "float32"], "variants": ["naive", "shifted"]}, Limits(max_outcomes=3)),
+    ],
+)
+def test_what_is_too_large_names_the_limit(change, limits):
+    refused({**GOOD, **change}, "too-large", "max_", limits=limits)
+
+
+def test_what_would_take_too_long_is_refused_with_its_estimate_and_a_way_out():
+    problem = refused(
+        GOOD, "too-long", "estimated at .* estimate_seconds = 1e-12.*softgauge evaluate", limits=Limits(estimate_seconds=1e-12)
+    )
+    assert problem.status == 413
+
+
+def test_truth_limits_its_digits():
+    asked = {"op": "softmax", "logits": [0, 1], "format": "float32"}
+    refused({**asked, "digits": 10**9}, "invalid", "max_digits = 1000", task="truth")
+    refused({**asked, "digits": 10}, "too-large", "max_response_digits", task="truth", limits=Limits(max_response_digits=19))
+    refused({**asked, "format": "fp8"}, "unknown-name", task="truth")
+
+
+def test_the_estimate_is_told_before_the_computation():
+    told = []
+    tasks.evaluate(json.dumps(GOOD).encode(), Limits(), told.append)
+    assert len(told) == 1
+    assert told[0] > 0
+
+
+def test_non_finite_numbers_survive_the_round_trip():
+    document = {
+        "op": "softmax",
+        "logits": [[1, "NaN"], ["Infinity", 1], ["-Infinity", 1]],
+        "formats": ["float16"],
+        "variants": ["shifted"],
+    }
+    (outcome,) = run("evaluate", {**document, "include": ["values", "truth"]})["outcomes"]
+    assert outcome["truth"] == [["NaN", "NaN"], ["NaN", "NaN"], [0, 1]]
+    assert outcome["values"] == outcome["truth"]
+
+
+def test_the_same_numbers_through_any_door_are_the_same_problem():
+    doors = (
+        {"dtype": "f16", "shape": [1, 2], "data": [1, 2]},
+        {"dtype": "half", "shape": [1, 2], "encoding": "bits", "data": [0x3C00, 0x4000]},
+        {"dtype": "FP16", "shape": [1, 2], "encoding": "base64", "data": "ADwAQA=="},
+    )
+    answers = [run("evaluate", {**GOOD, "logits": door}) for door in doors]
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_every_engine_error_has_a_status():
+    def family(kind):
+        return {kind}.union(*(family(child) for child in kind.__subclasses__()))
+
+    table = [parent for parent, _ in ENGINE_KINDS]
+    assert family(engine.EngineError) == set(table)
+    assert all(from_engine(parent("x")).status == 422 for parent in table)
+    assert {kind for _, kind in ENGINE_KINDS} <= set(KINDS)
+
+
+def test_the_models_have_the_fields_of_the_answer():
+    answer = run("evaluate", {**GOOD, "include": ["values", "truth", "ranks"]})
+    (outcome,) = answer["outcomes"]
+    assert set(answer) == set(schemas.EvaluateResponse.model_fields)
+    assert set(outcome) == set(schemas.Outcome.model_fields)
+    assert set(outcome["metrics"]) == set(schemas.Metrics.model_fields)
+    assert set(run("truth", {"op": "softmax", "logits": [0, 1], "format": "float32"})) == set(schemas.TruthResponse.model_fields)
+
+
+@pytest.mark.parametrize("op", [row["name"] for row in engine.catalogue("ops")])
+def test_the_size_of_every_output_is_known_before_it_is_computed(op):
+    tensors = next(row["tensors"] for row in engine.catalogue("ops") if row["name"] == op)
+    document = {"op": op, "logits": [[0, 1, 2], [3, 4, 5]], "format": "float32"}
+    document |= {"targets": [0, 1]} if "targets" in tensors else {}
+    document |= {"grad_output": [[1, 0, 0], [0, 1, 0]]} if "grad_output" in tensors else {}
+    size = 1
+    for extent in run("truth", document)["rounded"]["shape"]:
+        size *= extent
+    assert run("truth", document, Limits(max_response_elements=size))
+    refused(document, "too-large", "max_response_elements", task="truth", limits=Limits(max_response_elements=size - 1))

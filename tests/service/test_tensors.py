@@ -1,0 +1,177 @@
+"""Each door ends in the same array, and refuses what is not exactly a tensor."""
+
+import base64
+import math
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.settings import Limits
+from service.tensors import BadTensor, read, read_targets
+
+LIMITS = Limits()
+FORMATS = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
+
+
+def refused(value, match, reader=read, *more, limits=LIMITS):
+    with pytest.raises(BadTensor, match=match) as caught:
+        reader(value, "/x", limits, *more)
+    return caught.value.findings
+
+
+@given(st.lists(st.floats(width=64), min_size=1, max_size=20))
+def test_a_bare_list_is_binary64_bit_for_bit(values):
+    names = {math.inf: "Infinity", -math.inf: "-Infinity"}
+    sent = ["NaN" if math.isnan(v) else names.get(v, v) for v in values]
+    found = read(sent, "/x", LIMITS)
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, values)
+    assert [math.copysign(1, v) for v in found if v == 0] == [math.copysign(1, v) for v in values if v == 0]
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_hex_float_is_the_number_it_names(value):
+    assert read([value.hex()], "/x", LIMITS)[0] == value
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@given(bits=st.data())
+def test_the_three_doors_agree_on_every_bit(name, bits):
+    dtype = np.dtype(FORMATS[name])
+    patterns = bits.draw(st.lists(st.integers(0, 2 ** (8 * dtype.itemsize) - 1), min_size=6, max_size=6))
+    stored = np.array(patterns, f"u{dtype.itemsize}").view(dtype).reshape(2, 3)
+    declared = {"dtype": name.upper(), "shape": [2, 3]}
+    text = base64.b64encode(stored.tobytes()).decode()
+    by_base64 = read({**declared, "encoding": "base64", "data": text}, "/x", LIMITS)
+    by_bits = read({**declared, "encoding": "bits", "data": [str(p) for p in patterns]}, "/x", LIMITS)
+    assert by_base64.dtype == by_bits.dtype == dtype
+    assert by_base64.tobytes() == by_bits.tobytes() == stored.tobytes()
+    wide = stored.astype(np.float64).tolist()
+    names = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+    named = [[names.get(str(v), v) for v in row] for row in wide]
+    by_json = read({**declared, "data": named}, "/x", LIMITS)
+    assert by_json.dtype == dtype
+    np.testing.assert_array_equal(by_json.astype(np.float64), wide)
+
+
+def test_flat_data_fill_the_declared_shape_row_by_row():
+    found = read({"dtype": "fp32", "shape": [2, 2], "data": [1, 2, 3, 4]}, "/x", LIMITS)
+    assert found.tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("value", "match", "pointer"),
+    [
+        (1, "expected a list", "/x"),
+        (None, "expected a list", "/x"),
+        ("abc", "expected a list", "/x"),
+        ([], "empty", "/x"),
+        ([[], []], "empty", "/x"),
+        ([[1, 2], [3]], "ragged", "/x/1"),
+        ([1, [2]], "ragged", "/x/1"),
+        ([[1], 2], "ragged", "/x/1"),
+        ([[[[[1]]]]], "rank is 1 to 4", "/x"),
+        ([1, True], "true is not a number", "/x/1"),
+        ([[1, None]], "null is not a number", "/x/0/1"),
+        ([1, {}], "an object is not a number", "/x/1"),
+        ([math.nan], "not a finite number", "/x/0"),
+        ([math.inf], "not a finite number", "/x/0"),
+        ([10**400], "beyond the largest float64", "/x/0"),
+        (["nan"], "'nan' is not a number", "/x/0"),
+        (["1.5"], "'1.5' is not a number", "/x/0"),
+        (["inf"], "'inf' is not a number", "/x/0"),
+        (["1e1000000000"], "is not a number", "/x/0"),
+        (["0x1p99999"], "beyond the largest float64", "/x/0"),
+        (["0x1p-1075"], "needs more bits", "/x/0"),
+        (["0x1.00000000000001p0"], "needs more bits", "/x/0"),
+        (["0x" + "1" * 100 + "p0"], "at most 64", "/x/0"),
+    ],
+)
+def test_what_is_no_list_of_numbers_is_named_by_its_place(value, match, pointer):
+    assert refused(value, match)[0][0] == pointer
+
+
+GOOD = {"dtype": "float32", "shape": [2], "data": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"dtype": "float17"}, "unknown format"),
+        ({"dtype": "fp8"}, "ambiguous"),
+        ({"dtype": "e4m3"}, "ambiguous"),
+        ({"dtype": "int64"}, "unknown format"),
+        ({"dtype": 32}, "name of a format"),
+        ({"shape": [3]}, "do not fill"),
+        ({"shape": [0]}, "at least 1"),
+        ({"shape": [-2]}, "at least 1"),
+        ({"shape": [2.0]}, "list of integers"),
+        ({"shape": [True, 2]}, "list of integers"),
+        ({"shape": []}, "rank"),
+        ({"shape": [1, 1, 1, 1, 2]}, "rank"),
+        ({"shape": [10**12]}, "at most max_elements"),
+        ({"shape": [10**30, 10**30]}, "at most max_elements"),
+        ({"data": [0.1, 1]}, "0.1 is no float32"),
+        ({"data": [1e39, 1]}, "is no float32"),
+        ({"rounding": "up"}, "only rounding"),
+        ({"surplus": 1}, "unknown field"),
+        ({"encoding": "gzip"}, "encodings are"),
+        ({"encoding": None}, "encodings are"),
+        ({"encoding": "bits", "rounding": "nearest"}, "unknown field"),
+        ({"encoding": "bits", "data": [1, -1]}, "0 to 4294967295"),
+        ({"encoding": "bits", "data": [1, 2**32]}, "0 to 4294967295"),
+        ({"encoding": "bits", "data": [1, 1.5]}, "no bit pattern"),
+        ({"encoding": "bits", "data": [1, False]}, "no bit pattern"),
+        ({"encoding": "bits", "data": [1, "9" * 21]}, "no bit pattern"),
+        ({"encoding": "bits", "data": [1, "\u0661"]}, "no bit pattern"),
+        ({"encoding": "base64", "data": "AAAA"}, "does not match"),
+        ({"encoding": "base64", "data": "AAAAAAAAAAA!"}, "not base64"),
+        ({"encoding": "base64", "data": "AAAAAAAAAAAA"}, "9 bytes"),
+        ({"encoding": "base64", "data": [1, 2]}, "are a string"),
+    ],
+)
+def test_a_tensor_object_is_exactly_what_it_declares(change, match):
+    refused({**GOOD, **change}, match)
+
+
+@pytest.mark.parametrize("missing", GOOD)
+def test_a_tensor_object_needs_its_three_fields(missing):
+    refused({key: value for key, value in GOOD.items() if key != missing}, "needs dtype, shape and data")
+
+
+def test_rounding_is_done_once_and_only_on_request():
+    between = 1 + 2.0**-8 + 2.0**-40  # through float32 it would round to 1 in bfloat16 (NUMERICS 0 F4)
+    found = read({"dtype": "bf16", "shape": [1], "data": [between], "rounding": "nearest"}, "/x", LIMITS)
+    assert float(found[0]) == 1.0078125
+
+
+def test_at_most_twenty_faults_are_named_and_soon():
+    assert len(refused([None] * 100_000, "null")) == 20
+
+
+def test_too_many_elements_are_oversize_and_not_invalid():
+    with pytest.raises(BadTensor) as caught:
+        read([0.0] * 11, "/x", Limits(max_elements=10))
+    assert caught.value.oversize
+
+
+def test_targets_of_the_rows_shape_are_class_indices():
+    found = read_targets([0, 2], "/x", LIMITS, (2, 3))
+    assert found.dtype == np.int64
+    assert found.tolist() == [0, 2]
+    assert read_targets(1, "/x", LIMITS, (3,)).shape == ()
+    declared = {"dtype": "int32", "shape": [2], "encoding": "base64", "data": base64.b64encode(np.array([0, 2], "<i4")).decode()}
+    assert read_targets(declared, "/x", LIMITS, (2, 3)).tolist() == [0, 2]
+    assert read_targets({"dtype": "int64", "shape": [2], "data": [0, 2]}, "/x", LIMITS, (2, 3)).dtype == np.int64
+
+
+def test_targets_of_the_logits_shape_are_weights():
+    assert read_targets([[0, 1, 0]], "/x", LIMITS, (1, 3)).dtype == np.float64
+
+
+@pytest.mark.parametrize("bad", [[0.0], [True], ["1"], [2**63], [None]])
+def test_a_class_index_is_an_integer(bad):
+    refused(bad, "class ind", read_targets, (1, 3))
