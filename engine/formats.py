@@ -122,6 +122,32 @@ def round_ordinal(man: int, exp: int, fmt: Format) -> int:
     return steps if man > 0 else -steps
 
 
+def round_between(lo: int, hi: int, exp: int, fmt: Format) -> tuple[int, int] | None:
+    """(ordinal of RN(t), floor(log2|t|)) of a t strictly between lo * 2^exp and hi * 2^exp; None where the ends disagree.
+
+    lo < hi are not 0 and of one sign. Rounding half up serves both ends: beyond a tie at the near end t is above it, and
+    a tie at the far end only makes the ends disagree.
+    """
+    near, far = (lo, hi) if lo > 0 else (-hi, -lo)
+    size = near.bit_length()
+    if size != far.bit_length():
+        return None
+    top = size + exp - 1
+    binade = max(top, fmt.emin)
+    shift = binade - fmt.precision + 1 - exp
+    if shift > size + 1:
+        return 0, top  # below half of the smallest subnormal; 2^shift may be too large to write down
+    if shift < 1 or binade > fmt.emax:
+        ordinal = round_ordinal(lo, exp, fmt)
+        return (ordinal, top) if ordinal == round_ordinal(hi, exp, fmt) else None
+    half = 1 << (shift - 1)
+    kept = (near + half) >> shift
+    if kept != (far + half) >> shift:
+        return None
+    steps = ((binade - fmt.emin) << (fmt.precision - 1)) + kept
+    return (steps if lo > 0 else -steps), top
+
+
 def _shift_even(size: int, shift: int) -> int:
     """size / 2^shift rounded to the nearest integer, ties to even; size >= 0."""
     if shift > size.bit_length():

@@ -266,8 +266,9 @@ class Measurement:
         """The largest figure fixed to 40 bits, and the first index that has it; `exp` is its unit at the base precision."""
         found = [(index, figure(index, self.truth.bits, True)) for index in indices]
         best = max(inf if interval is None else interval[0] for _, interval in found)
-        # all that may round to the same 40 bits as the largest, or to infinity beside an infinite one
-        least = 1 << (1023 - exp) if best == inf else int(best) - (int(best) >> (MAXIMUM_BITS - 1))
+        # all that may round to the same 40 bits as the largest, or to infinity as it does
+        huge = 1 << (1023 - exp)
+        least = huge if best >= huge else int(best) - (int(best) >> (MAXIMUM_BITS - 1))
         fixed = [(self._fixed(index, figure, exp), index) for index, interval in found if interval is None or interval[1] >= least]
         top = max(value for value, _ in fixed)
         return top, next(index for value, index in fixed if value == top)

@@ -39,6 +39,8 @@ def settle(figure: Callable[[int], Element | None], finish: Callable[[Fraction],
             value = figure(prec)
         if isinstance(value, float):
             return value
+        if isinstance(value, arb) and value > arb(2) ** 5000:
+            return INF
         if value is not None:
             low, high = (finish(end) for end in ((value, value) if isinstance(value, Fraction) else ends(value)))
             if low == high:
@@ -172,7 +174,13 @@ class Cell:
     @cached_property
     def bin(self) -> float:
         """The percentile bin: a ball stands for an irrational truth, from which no c is at distance 0."""
-        return 0.0 if self.signed(128) == 0 else settle(lambda prec: _abs(self.signed(prec)), edge)
+        if self.signed(128) == 0:
+            return 0.0
+        value = self.T(LAST)
+        if self.c and not isinstance(value, Fraction) and max(map(abs, ends(value))) < power(-3000):
+            beside = power(-3000) if (value > 0) == (self.c > 0) else -power(-3000)  # T is that small: only its side counts
+            return edge((abs(Fraction(self.c)) - beside) / power(FORMATS[self.fmt][1] - FORMATS[self.fmt][0] + 1))
+        return settle(lambda prec: _abs(self.signed(prec)), edge)
 
     @cached_property
     def rel(self) -> float:

@@ -136,11 +136,13 @@ class Truth:
 
     def _enclose(self, index: int, bits: int) -> list[Enclosure]:
         x = self._logits[index]
+        finite = np.isfinite(x)
+        if finite.all():
+            return self._enclose_finite(index, x, finite, bits)
         if np.isnan(x).any():
             return [float("nan")] * self.width
         if (x == np.inf).any():
             return [self.op.infinite] * self.width
-        finite = np.isfinite(x)
         if not finite.any():
             return [self.op.fully_masked] * self.width
         return self._enclose_finite(index, x, finite, bits)
@@ -221,8 +223,4 @@ def _decide(e: Enclosure, fmt: Format) -> tuple[int | None, int | None] | None:
     lo, hi, exp = e
     if lo == hi:
         return formats.round_ordinal(lo, exp, fmt), (abs(lo).bit_length() + exp - 1 if lo else None)
-    size = lo.bit_length()
-    if size != hi.bit_length() or (lo < 0) != (hi < 0):
-        return None
-    ordinal = formats.round_ordinal(lo, exp, fmt)
-    return (ordinal, size + exp - 1) if ordinal == formats.round_ordinal(hi, exp, fmt) else None
+    return formats.round_between(lo, hi, exp, fmt)

@@ -40,7 +40,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import floor, gcd, log2, log10
+from math import floor, frexp, gcd, log2, log10
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +50,7 @@ from engine.errors import Undecided
 from engine.model import Array
 
 GUARD = 16
+_TWO_53 = 2.0**53
 MAX_PRECISION = 8192
 MAX_ROW_BITS = 1 << 28
 
@@ -84,13 +85,9 @@ class Scaled:
 
 def scaled(values: Array) -> Scaled:
     """The exact integers of finite numbers (any format; all embed in float64)."""
-    wide = values.astype(np.float64)
-    fraction, exponent = np.frexp(wide)
-    man = (fraction * 2.0**53).astype(np.int64)
-    used = man != 0
-    unit = int(exponent[used].min()) - 53 if used.any() else 0
-    shifts = np.where(used, exponent - 53 - unit, 0)
-    return Scaled([m << s for m, s in zip(man.tolist(), shifts.tolist(), strict=True)], unit)
+    parts = [frexp(value) for value in values.astype(np.float64).tolist()]
+    unit = min((exp for fraction, exp in parts if fraction), default=0)
+    return Scaled([int(fraction * _TWO_53) << (exp - unit) if fraction else 0 for fraction, exp in parts], unit - 53)
 
 
 @dataclass(frozen=True)
@@ -168,13 +165,14 @@ class Exponentials:
 
     def product(self, above: Sequence[Real], below: Sequence[Real] = ()) -> Real:
         """Product of positive reals over another, truncated to P + 8 bits: at most one unit of error an operation."""
-        man, exp = _multiply(above, self.precision + 8)
-        if below:
-            low, low_exp = _multiply(below, self.precision + 8)
-            shift = self.precision + 8 + low.bit_length() - man.bit_length()
-            shift = max(shift, 0)
-            man, exp = (man << shift) // low, exp - low_exp - shift
-        return man, exp
+        value = _multiply(above, self.precision + 8)
+        return self.quotient(value, _multiply(below, self.precision + 8)) if below else value
+
+    def quotient(self, above: Real, below: Real) -> Real:
+        """One positive real over another, truncated to P + 8 bits or more."""
+        (man, exp), (low, low_exp) = above, below
+        shift = max(0, self.precision + 8 + low.bit_length() - man.bit_length())
+        return (man << shift) // low, exp - low_exp - shift
 
 
 def _multiply(factors: Sequence[Real], keep: int) -> Real:
@@ -209,9 +207,8 @@ def _top(man: int, exp: int) -> int:
     return abs(man).bit_length() + exp
 
 
-@dataclass(frozen=True)
-class Signed:
-    """An enclosed signed real: lo * 2^exp <= value <= hi * 2^exp, never containing 0 unless it is exactly 0."""
+class Signed(NamedTuple):
+    """An enclosed signed real that is not 0: lo * 2^exp <= value <= hi * 2^exp."""
 
     lo: int
     hi: int
@@ -343,6 +340,8 @@ def _probability(delta: int, e: Exponentials, bits: int, scale: int = 1, exp: in
         q = (scale - minus * e.ties, e.ties, exp)
         rest = e.tail and _ball(e.product([(scale, exp), e.tail], [(e.ties, 0), e.total]), -1, precision)
         return _combine(q, rest, precision, bits)
+    if scale == 1 and not minus and not exp:
+        return _narrow(*_ball(e.quotient(e.exp[delta] if delta else (1, 0), e.total), 1, precision), bits)
     part = e.product([(scale, exp)] if delta == 0 else [(scale, exp), e.exp[delta]], [e.total])
     return _combine((-minus, 1, exp), _ball(part, 1, precision), precision, bits)
 
