@@ -1,6 +1,6 @@
 """Tolerances derived from the input: how far a sound algorithm may be from the truth on one row.
 
-Until the a-priori bounds of NUMERICS 1.4 come, `inaccurate` is decided by the stated interim rule: with n logits of
+Until a-priori bounds of each algorithm come, `inaccurate` is decided by the stated interim rule: with n logits of
 range x_max - x_min (finite ones), u = 2^-precision and T the truth,
 
     softmax, softmax_jacobian   |c - T| <= (n + 4 + 2 (x_max - x_min)) u |T|  where RN(T) is normal

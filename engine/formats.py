@@ -13,7 +13,7 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 
-from engine.errors import InvalidProblem, UnknownName
+from engine.errors import InvalidProblem, UnknownName, quoted
 from engine.model import Array
 from engine.registry import Registry
 
@@ -81,13 +81,7 @@ for _row in (
     FORMATS.add(_row.name, _row)
 
 IEEE = ("float16", "float32", "float64")
-AMBIGUOUS = {
-    "fp8": "float8_e4m3fn or float8_e5m2",
-    "f8": "float8_e4m3fn or float8_e5m2",
-    "float8": "float8_e4m3fn or float8_e5m2",
-    "e4m3": "float8_e4m3fn",
-    "float8_e4m3": "float8_e4m3fn",
-}
+AMBIGUOUS = ("fp8", "f8", "float8", "e4m3", "float8_e4m3")
 _ALIASES = {alias: row.name for row in FORMATS.values() for alias in row.aliases}
 
 
@@ -95,7 +89,7 @@ def find(name: str) -> Format:
     """The format of that name or alias, in any case. Raises UnknownName, saying what exists or what is ambiguous."""
     key = name.lower()
     if key in AMBIGUOUS:
-        raise UnknownName(f"format {name!r} is ambiguous: say {AMBIGUOUS[key]} (known here: {', '.join(FORMATS)})")
+        raise UnknownName(f"format {quoted(name)} is ambiguous, and no 8-bit format is supported yet; known: {', '.join(FORMATS)}")
     return FORMATS[_ALIASES.get(key, key)]
 
 
@@ -158,18 +152,6 @@ def _shift_even(size: int, shift: int) -> int:
     return kept + (rest > half or (rest == half and kept & 1))
 
 
-def round_rational(value: Fraction, fmt: Format) -> int:
-    """Ordinal of an exact rational rounded to nearest, ties to even, once."""
-    if value == 0:
-        return 0
-    num, den = abs(value.numerator), value.denominator
-    shift = max(0, fmt.precision + 3 + den.bit_length() - num.bit_length())
-    shift = min(shift, fmt.precision + 3 - fmt.emin) if num < den else shift
-    quotient, rest = divmod(num << shift, den)
-    steps = round_ordinal(2 * quotient + (rest != 0), -shift - 1, fmt)
-    return steps if value > 0 else -steps
-
-
 def exact(ordinal: int, fmt: Format) -> tuple[int, int]:
     """The finite number of that ordinal as integers (man, exp): its value is man * 2^exp."""
     size = abs(ordinal)
@@ -194,7 +176,7 @@ def from_ordinals(values: Array, fmt: Format) -> Array:
 
 
 def ulp_exponent(top: int, fmt: Format) -> int:
-    """log2 of ulp(T) for a T in the binade [2^top, 2^(top+1)): DESIGN 4, clamped to the format's binades."""
+    """log2 of ulp(T) for a T in the binade [2^top, 2^(top+1)), clamped to the format's binades."""
     return min(max(top, fmt.emin), fmt.emax) - fmt.precision + 1
 
 
@@ -208,7 +190,7 @@ def round_array(values: Array, fmt: Format) -> Array:
     """Round to a format, to nearest even, once, whatever the input's format (all embed exactly in float64).
 
     Returns a new array of fmt.dtype, same shape. Casts are not used to round: ml_dtypes takes float64 to bfloat16
-    through float32 and so rounds twice (NUMERICS 0 F4).
+    through float32 and so rounds twice (1 + 2^-8 + 2^-40 becomes 1).
     """
     wide = widen(values)
     if fmt.dtype == np.float64:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine import formats
-from engine.errors import InvalidProblem, UnknownName
+from engine.errors import InvalidProblem, UnknownName, quoted
 from engine.model import Array
 from engine.registry import Registry
 
@@ -41,7 +41,7 @@ class Number:
     def check(self, name: str, value: object) -> float:
         """The value as a float, or InvalidProblem."""
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
-            raise InvalidProblem(f"{name} is {_shown(value)}; it is a number {self.range}")
+            raise InvalidProblem(f"{name} is {quoted(value)}; it is a number {self.range}")
         return float(value)
 
 
@@ -60,7 +60,7 @@ class FormatName:
     def check(self, name: str, value: object) -> str:
         """The canonical name of the format, or InvalidProblem."""
         if not isinstance(value, str):
-            raise InvalidProblem(f"{name} is {_shown(value)}; it is {self.range}")
+            raise InvalidProblem(f"{name} is {quoted(value)}; it is {self.range}")
         try:
             return formats.find(value).name
         except UnknownName as miss:
@@ -105,20 +105,14 @@ def generate(family: str, rows: int, n: int, seed: int, **parameters: Value) -> 
     _check_integer("seed", seed, 0, LARGEST_SEED, "from 0 to 2^63 - 1")
     for name in parameters:
         if name not in recipe.parameters:
-            raise InvalidProblem(f"input family {family} has no parameter {_shown(name)}; it has {', '.join(recipe.parameters)}")
+            raise InvalidProblem(f"input family {family} has no parameter {quoted(name)}; it has {', '.join(recipe.parameters)}")
     values = {name: row.check(name, parameters.get(name, row.default)) for name, row in recipe.parameters.items()}
     return recipe.make(np.random.Generator(np.random.PCG64(seed)), rows, n, **values)
 
 
 def _check_integer(name: str, value: object, low: int, high: int, range: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidProblem(f"{name} is {_shown(value)}; it is an integer, {range}")
-
-
-def _shown(value: object) -> str:
-    # repr refuses an integer of some thousand digits.
-    shown = "an integer of more than 60 digits" if isinstance(value, int) and abs(value) >= 10**60 else repr(value)
-    return shown if len(shown) <= 64 else shown[:61] + "..."
+        raise InvalidProblem(f"{name} is {quoted(value)}; it is an integer, {range}")
 
 
 @family("gaussian", "independent normal logits", sigma=Number(1.0, low=0.0), offset=Number(0.0))

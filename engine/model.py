@@ -1,4 +1,4 @@
-"""The nouns of DESIGN 1 as frozen dataclasses: what goes in and what comes out. No behaviour."""
+"""The nouns as frozen dataclasses: what goes in and what comes out. No behaviour."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RowFigure:
 
 @dataclass(frozen=True)
 class Metrics:
-    """The figures of DESIGN 4 for one outcome. None: the figure has no value here."""
+    """The figures of one outcome (README, "Metrics"). None: the figure has no value here."""
 
     n: int
     compared: int
@@ -195,4 +195,5 @@ class TruthAnswer:
     radius_log2: int | None
     certificate: Certificate
     logits_digest: str
+    nonfinite: str
     engine: Engine

@@ -1,4 +1,4 @@
-"""What each op is: its named input tensors, shapes, targets, domain, and what non-finite rows mean (DESIGN 3)."""
+"""What each op is: its named input tensors, shapes, targets, domain, and what non-finite rows mean."""
 
 from __future__ import annotations
 
@@ -93,25 +93,36 @@ def is_index(problem: Problem) -> bool:
 
 
 def _check_targets(targets: Array, shape: tuple[int, ...]) -> None:
-    n = shape[-1]
     if targets.shape == shape[:-1]:
-        if not np.issubdtype(targets.dtype, np.integer):
-            raise InvalidProblem(
-                f"targets of shape {list(targets.shape)} are class indices and must be integers; "
-                f"a distribution has the logits' shape {list(shape)}"
-            )
-        if targets.size and not (targets.min() >= 0 and targets.max() < n):
-            bad = targets[(targets < 0) | (targets >= n)].flat[0]
-            raise InvalidProblem(f"target {bad} is out of range: class indices of {n} logits are 0 to {n - 1}")
+        _check_indices(targets, shape)
     elif targets.shape == shape:
-        weights = np.isfinite(targets) & (targets >= 0)
-        if not weights.all():
-            bad = targets[~weights].flat[0]
-            raise InvalidProblem(f"target {bad} is not a weight: distributions are finite and at least 0")
+        _check_weights(targets)
     else:
+        indices = f"class indices have shape {list(shape[:-1])}" if shape[:-1] else "a class index is a single integer"
         raise InvalidProblem(
-            f"targets have shape {list(targets.shape)}; class indices have {list(shape[:-1])}, distributions {list(shape)}"
+            f"targets have shape {list(targets.shape)}; {indices}, distributions have the logits' shape {list(shape)}"
         )
+
+
+def _check_indices(targets: Array, shape: tuple[int, ...]) -> None:
+    if not np.issubdtype(targets.dtype, np.integer):
+        raise InvalidProblem(
+            f"class indices must be integers, not {targets.dtype}; a distribution has the logits' shape {list(shape)}"
+        )
+    n = shape[-1]
+    _refuse(targets, (targets < 0) | (targets >= n), f"is out of range: class indices of {n} logits are 0 to {n - 1}")
+
+
+def _check_weights(targets: Array) -> None:
+    _refuse(targets, ~(np.isfinite(targets) & (targets >= 0)), "is not a weight: distributions are finite and at least 0")
+    if np.issubdtype(targets.dtype, np.integer):
+        _refuse(targets, targets > 1 << 53, "may be no binary64 number: integer weights are at most 2^53; give floats")
+
+
+def _refuse(targets: Array, bad: Array, rule: str) -> None:
+    if bad.any():
+        place = [int(i) for i in np.unravel_index(int(np.argmax(bad)), bad.shape)] if bad.ndim else []
+        raise InvalidProblem(f"target {targets[tuple(place)]}{f' at {place}' if place else ''} {rule}")
 
 
 def _check_grad_output(grad_output: Array, shape: tuple[int, ...]) -> None:

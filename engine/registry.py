@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
-from engine.errors import UnknownName
+from engine.errors import UnknownName, quoted
 
 Row = TypeVar("Row")
 
@@ -41,7 +41,6 @@ class Registry(Mapping[str, Row]):
         return len(self._rows)
 
     def _miss(self, name: str) -> str:
-        shown = name if len(name) <= 64 else name[:61] + "..."
-        near = get_close_matches(shown.lower(), self._rows, n=1)
+        near = get_close_matches(name[:64].lower(), self._rows, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"unknown {self._noun} {shown!r}; known: {', '.join(self._rows)}{hint}"
+        return f"unknown {self._noun} {quoted(name)}; known: {', '.join(self._rows)}{hint}"

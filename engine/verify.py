@@ -12,10 +12,11 @@ import numpy as np
 
 from engine import bounds, formats, ops
 from engine.arithmetic import Arithmetic, Recorder
-from engine.errors import InvalidProblem, UnknownName
+from engine.errors import InvalidProblem, UnknownName, quoted
 from engine.faults import explain
 from engine.formats import FORMATS, IEEE, Format
-from engine.metrics import Measurement, measure, row_sum, worst
+from engine.measurement import Measurement
+from engine.metrics import measure, position, row_sum, worst
 from engine.model import (
     Array,
     Bound,
@@ -31,7 +32,7 @@ from engine.model import (
     TruthAnswer,
 )
 from engine.summation import SUMMATIONS
-from engine.truth import SERVED_BITS, Enclosure, Truth, decimal, hexadecimal
+from engine.truth import SERVED_BITS, Truth, decimal, hexadecimal
 from engine.variants import Variant, of_op
 
 VERSION = "0.1.0"
@@ -98,6 +99,7 @@ def certify(problem: Problem, format: str, digits: int = 30) -> TruthAnswer:
         radius_log2=None if certificate.relative_bound_log2 is None else -bits,
         certificate=replace(certificate, relative_bound_log2=certificate.relative_bound_log2 and float(-bits)),
         logits_digest=digest(problem.logits),
+        nonfinite="ieee",
         engine=this_engine(),
     )
 
@@ -161,7 +163,7 @@ def _chosen_variants(op: str, names: Sequence[str] | None) -> list[Variant]:
     for name in names:
         short = name.removeprefix(f"{op}/")
         if short not in known:
-            raise UnknownName(f"unknown variant {name[:64]!r} of {op}; known: {', '.join(known)}")
+            raise UnknownName(f"unknown variant {quoted(name)} of {op}; known: {', '.join(known)}")
         chosen[short] = known[short]
     return list(chosen.values())
 
@@ -170,7 +172,7 @@ def _check_options(summation: str, include: Collection[str], count: int) -> None
     SUMMATIONS[summation]
     for name in include:
         if name not in INCLUDE:
-            raise UnknownName(f"unknown include {name[:64]!r}; known: {', '.join(INCLUDE)}")
+            raise UnknownName(f"unknown include {quoted(name)}; known: {', '.join(INCLUDE)}")
     if not 0 <= count <= MAX_WORST:
         raise InvalidProblem(f"worst is {count}; it must be 0 to {MAX_WORST}")
 
@@ -273,7 +275,7 @@ def _against_bound(measured: Measurement) -> tuple[list[int], Bound]:
 
 
 def _status(measured: Measurement, beyond: Sequence[int]) -> str:
-    """unstable, inaccurate or accurate, as DESIGN 5 says."""
+    """unstable, inaccurate or accurate: the words of the README, \"What a status means\"."""
     kinds = measured.kinds
     lost = any(kinds.got[i] == 0 and kinds.normal[i] for i in beyond)
     if kinds.mismatch.any() or lost or _sums_apart(measured):
@@ -306,7 +308,7 @@ def _absorbed(measured: Measurement, beyond: Sequence[int]) -> tuple[Fault, ...]
     if not count:
         return ()
     index = int(np.argmax(zero))
-    first = tuple(int(i) for i in np.unravel_index(index, measured.truth.shape)) if measured.truth.shape else ()
+    first = position(index, measured.truth.shape)
     row, column = divmod(index, measured.truth.width)
     truth = decimal(measured.truth.resolved(row).enclosures[column], 5)
     detail = (
@@ -321,17 +323,3 @@ def _nested(flat: list[str], shape: tuple[int, ...]) -> Any:
     array = np.empty(len(flat), dtype=object)
     array[:] = flat
     return array.reshape(shape).tolist()
-
-
-__all__ = [
-    "SCHEMA",
-    "VERSION",
-    "Enclosure",
-    "certify",
-    "digest",
-    "estimate",
-    "estimate_truth",
-    "evaluate",
-    "fingerprint",
-    "this_engine",
-]

@@ -31,9 +31,11 @@ from rich.text import Text
 
 import engine
 from service import tensors
+from service.errors import quoted
 from service.settings import Limits, Settings, SettingsError
 
 LARGEST_FILE = 256 * 2**20  # bytes, also of one member of an .npz when unpacked
+LARGEST_RATIO = 100  # of the bytes of a member of an .npz, unpacked to packed
 LIMITS = replace(Limits(), max_elements=10_000_000)  # of one tensor and of one output
 PLAIN_WIDTH = 120  # characters, where the output is no terminal
 STYLES = {"accurate": "green", "inaccurate": "yellow", "unstable": "red"}
@@ -110,31 +112,32 @@ def serve(host: str | None, port: int | None) -> None:
 @click.option("--worst", type=int, help="How many of the worst elements to name for each outcome.  [default: 1; 8 with --json]")
 @click.option("--json", "as_json", is_flag=True, help="Write the answer of POST /v1/evaluate instead of a table.")
 @click.option("--fail-on", type=click.Choice(["unstable", "inaccurate"]), help="Exit with 1 at this status or a worse one.")
-def evaluate(as_json: bool, worst: int | None, fail_on: str | None, **asked: Any) -> None:
+def evaluate(as_json: bool, fail_on: str | None, **asked: Any) -> None:
     """Run the built-in variants of an op and measure them against the certified truth. No server is needed."""
     try:
-        evaluation = _evaluation(**asked, worst=worst if worst is not None else 8 if as_json else 1)
+        options = {name: asked.pop(name) for name in ("formats", "variants", "summation", "include", "worst")}
+        problem = _problem(**asked)
+        evaluation = _evaluation(problem, **options, worst_unasked=8 if as_json else 1)
     except engine.EngineError as error:
         raise Refused(str(error)) from None
     if as_json:
         click.echo(json.dumps(engine.encode(evaluation), allow_nan=False))
     else:
-        click.echo(_report(evaluation), nl=False)
+        click.echo(_report(problem, evaluation), nl=False)
     failing = {"unstable": {"unstable"}, "inaccurate": {"unstable", "inaccurate"}}.get(fail_on or "", set())
     if any(outcome.status in failing for outcome in evaluation.outcomes):
         raise click.exceptions.Exit(1)
 
 
 def _evaluation(
-    op: str, formats: Sequence[str], variants: Sequence[str], summation: str, include: Sequence[str], worst: int, **inputs: Any
+    problem: engine.Problem, formats: Sequence[str], variants: Sequence[str], worst: int | None, worst_unasked: int, **options: Any
 ) -> engine.Evaluation:
     """What was asked for, computed in this process."""
-    problem = _problem(op, **inputs)
-    options: dict[str, Any] = {"formats": formats} if formats else {}
+    if formats:
+        options["formats"] = formats
     with _progress() as progress:
-        return engine.evaluate(
-            problem, variants=variants or None, summation=summation, include=include, worst=worst, progress=progress, **options
-        )
+        named = worst_unasked if worst is None else worst
+        return engine.evaluate(problem, variants=variants or None, worst=named, progress=progress, **options)
 
 
 @contextmanager
@@ -182,8 +185,10 @@ def _problem(
         y = _tensor("targets", targets, targets_key, lambda value: _targets(value, x.shape))
     if grad_output is not None:
         g = _tensor("grad_output", grad_output, grad_output_key, lambda value: tensors.read(value, "--grad-output", LIMITS))
-    _check_output(op, x)
-    return engine.Problem(op, x, y, g)
+    problem = engine.Problem(op, x, y, g)
+    if x.ndim:  # else the engine refuses it
+        _check_output(problem)
+    return problem
 
 
 def _need_none(*given: tuple[str, object]) -> None:
@@ -212,12 +217,12 @@ def _parameter(text: str) -> tuple[str, float | str]:
         return name, value
 
 
-def _check_output(op: str, logits: tensors.Array) -> None:
+def _check_output(problem: engine.Problem) -> None:
     """Refuse an output that would not fit in memory (a Jacobian has n numbers for each logit)."""
-    squared = any(row["name"] == op and "[n, n]" in row["output"] for row in engine.catalogue("ops"))
-    size = logits.size * logits.shape[-1] if squared and logits.ndim else logits.size
+    size = math.prod(engine.output_shape(problem))
     if size > LIMITS.max_elements:
-        raise Refused(f"the output of {op} would have {size} elements, above {LIMITS.max_elements}; ask for fewer rows or logits")
+        rule = f"would have {size} elements, above {LIMITS.max_elements}; ask for fewer rows or logits"
+        raise Refused(f"the output of {problem.op} {rule}")
 
 
 def _targets(value: object, shape: tuple[int, ...]) -> tensors.Array:
@@ -262,7 +267,7 @@ def _item(text: str) -> float | int | str:
     if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text):
         if bare[:2].lower() == "0x":
             return text
-        raise ValueError(f"{text[:64]!r} is not a number; numbers are separated by ',', rows by ';', and files end in {_KNOWN}")
+        raise ValueError(f"{quoted(text)} is not a number; numbers are separated by ',', rows by ';', and files end in {_KNOWN}")
     if math.isinf(value := float(text)):
         raise ValueError(f"{text[:64]} is beyond the largest float64; write inf for infinity")
     return value
@@ -301,6 +306,9 @@ def _npz(path: Path, key: str | None, name: str) -> tensors.Array:
         member = members[_choose(list(members), key, name)]
         if member.file_size > LARGEST_FILE:
             raise ValueError(f"{member.filename} unpacks to {member.file_size} bytes; at most {LARGEST_FILE} are read")
+        if member.file_size > LARGEST_RATIO * member.compress_size:
+            packed = f"{member.filename} unpacks to more than {LARGEST_RATIO} times its {member.compress_size} bytes"
+            raise ValueError(f"{packed}; save it with numpy.savez, uncompressed")
         with archive.open(member) as stream:
             return _from_npy(stream.read(member.file_size + 1))
 
@@ -319,7 +327,7 @@ def _choose(names: Sequence[str], key: str | None, default: str) -> str:
     wanted = key if key is not None else names[0] if len(names) == 1 else default
     if wanted not in names:
         option = "--key" if default == "logits" else f"--{default.replace('_', '-')}-key"
-        raise ValueError(f"no tensor {wanted[:64]!r}; there are {', '.join(names[:20]) or 'none'}; choose one with {option}")
+        raise ValueError(f"no tensor {quoted(wanted)}; there are {', '.join(names[:20]) or 'none'}; choose one with {option}")
     return wanted
 
 
@@ -371,13 +379,13 @@ class _Unit:
     total: int
 
 
-def _report(evaluation: engine.Evaluation) -> str:
+def _report(problem: engine.Problem, evaluation: engine.Evaluation) -> str:
     """The readable answer: outcomes, what broke, the worst elements, the rule."""
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console = Console(markup=False, highlight=False, emoji=False, width=PLAIN_WIDTH)
     outcomes = evaluation.outcomes
-    unit = _unit(evaluation)
+    unit = _unit(problem)
     notes = list(_notes(outcomes, unit))
     with console.capture() as captured:
         console.print(f"{evaluation.op}: {evaluation.rows} x {evaluation.n} logits, {outcomes[0].summation} summation\n")
@@ -392,10 +400,11 @@ def _report(evaluation: engine.Evaluation) -> str:
     return captured.get()
 
 
-def _unit(evaluation: engine.Evaluation) -> _Unit:
-    one_a_row = any(row["name"] == evaluation.op and row["output"].startswith("B,") for row in engine.catalogue("ops"))
-    total = evaluation.outcomes[0].metrics.n
-    return _Unit(("row" if one_a_row else "element") + "s" * (total > 1), total)
+def _unit(problem: engine.Problem) -> _Unit:
+    shape = engine.output_shape(problem)
+    total = math.prod(shape)
+    noun = "row" if len(shape) < problem.logits.ndim else "element"
+    return _Unit(noun + "s" * (total > 1), total)
 
 
 def _outcome_table(outcomes: Sequence[engine.Outcome], unit: _Unit) -> Table:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import engine
@@ -41,14 +42,7 @@ ENGINE_KINDS: tuple[tuple[type[engine.EngineError], str], ...] = (
     (engine.EngineError, "invalid"),
 )
 
-KIND_OF_STATUS = {
-    400: "malformed",
-    404: "not-found",
-    405: "method-not-allowed",
-    413: "too-large",
-    415: "unsupported-media-type",
-    422: "invalid",
-}
+KIND_OF_STATUS = {404: "not-found", 405: "method-not-allowed"}
 
 
 @dataclass(frozen=True)
@@ -93,15 +87,39 @@ def from_fields(fields: Mapping[str, object]) -> Problem:
     return Problem(str(fields["kind"]), str(fields["detail"]), found)
 
 
-def from_engine(error: engine.EngineError, pointer: str = "") -> Problem:
+def from_engine(error: engine.EngineError, pointer: str) -> Problem:
     """The problem of an engine error, by the table above."""
     kind = next(kind for parent, kind in ENGINE_KINDS if isinstance(error, parent))
     return Problem(kind, str(error), (Finding(pointer, str(error)),))
 
 
+@contextmanager
+def engine_errors(unknown: str, invalid: str | None = None) -> Iterator[None]:
+    """Turns what the engine raises into its problem, and says where in the request the fault is. Raises Problem.
+
+    unknown: the field whose names are looked up inside. invalid: the field that is judged inside; None: the targets or
+    grad_output, whichever the error names (the doors refuse logits of a wrong shape, and Limits what exceeds the engine's).
+    """
+    try:
+        yield
+    except engine.UnknownName as error:
+        raise from_engine(error, unknown) from None
+    except engine.InvalidProblem as error:
+        named = "/grad_output" if "grad_output" in str(error) else "/targets"
+        raise from_engine(error, named if invalid is None else invalid) from None
+    except engine.EngineError as error:
+        raise from_engine(error, "") from None
+
+
 def from_status(status: int, detail: str) -> Problem:
     """The problem of a status the web framework chose by itself."""
     return Problem(KIND_OF_STATUS.get(status, "internal" if status >= 500 else "malformed"), detail)
+
+
+def quoted(text: str) -> str:
+    """A text as an error may name it: its repr, cut where that is long (a control character takes four of its places)."""
+    whole = repr(text[: _LONGEST + 1])
+    return whole if len(whole) <= _LONGEST + 2 else f"{whole[: _LONGEST - 3]}..."
 
 
 def shown(value: object) -> str:

@@ -10,18 +10,20 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Iterable, Iterator
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.compute import Pool
-from service.errors import MEDIA_TYPE, Finding, Problem
+from service.errors import MEDIA_TYPE, Finding, Problem, quoted
 from service.settings import Limits, Settings
 
 LOG = logging.getLogger("softgauge.access")
@@ -36,7 +38,11 @@ _GONE = 499  # in logs and metrics only: the client left before the answer
 Result = TypeVar("Result")
 
 
-class Meters:
+class _ClientGone(Exception):
+    """Nobody is there to be answered."""
+
+
+class Meters(Collector):
     """The metrics of one app, in a registry of its own."""
 
     def __init__(self, pool: Pool) -> None:
@@ -45,12 +51,15 @@ class Meters:
         self.seconds = Histogram(
             "softgauge_request_seconds", "Time to answer.", ("route",), buckets=_BUCKETS, registry=self.registry
         )
-        self._watch("softgauge_process_restarts_total", "Computing processes replaced.", lambda: pool.counts.restarts)
-        self._watch("softgauge_requests_waiting", "Requests waiting for a computing process.", lambda: pool.counts.waiting)
-        self._watch("softgauge_processes_busy", "Computing processes at work.", lambda: pool.counts.busy)
+        self._counts = pool.counts
+        self.registry.register(self)
 
-    def _watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
-        Gauge(name, meaning, registry=self.registry).set_function(value)
+    def collect(self) -> Iterator[Metric]:
+        """What the pool counts, when it is asked for."""
+        counts = self._counts
+        yield CounterMetricFamily("softgauge_process_restarts", "Computing processes replaced.", counts.restarts)
+        yield GaugeMetricFamily("softgauge_requests_waiting", "Requests waiting for a computing process.", counts.waiting)
+        yield GaugeMetricFamily("softgauge_processes_busy", "Computing processes at work.", counts.busy)
 
 
 class Guard:
@@ -88,6 +97,8 @@ class Guard:
             await self._app(scope, receive, answer)
         except Problem as problem:
             await respond(problem, scope)(scope, receive, answer)
+        except _ClientGone:
+            pass  # without an answer there is no status, and the record says _GONE
         except Exception:  # noqa: BLE001 - the last place where a problem document can be made; it is logged
             _ERRORS.exception("unexpected", extra={"request_id": request_id})
             if not status:
@@ -101,7 +112,7 @@ class Guard:
         given = headers.get("host", "")
         name = re.sub(r":[0-9]*$", "", given).lower()
         if name not in self._hosts and "*" not in self._hosts:
-            detail = f"host {name[:64]!r} is not served here; add it to SOFTGAUGE_ALLOWED_HOSTS"
+            detail = f"host {quoted(name)} is not served here; add it to SOFTGAUGE_ALLOWED_HOSTS"
             raise Problem("host-not-allowed", detail, (Finding("Host", detail),))
 
     def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
@@ -135,7 +146,7 @@ def _check_origin(method: str, headers: Headers) -> None:
     if origin is None or method in _READS:
         return
     if origin.lower() not in (f"{scheme}://{headers.get('host', '').lower()}" for scheme in ("http", "https")):
-        detail = f"origin {origin[:64]!r} is not this service; browsers may write from its own pages only"
+        detail = f"origin {quoted(origin)} is not this service; browsers may write from its own pages only"
         raise Problem("origin-not-allowed", detail, (Finding("Origin", detail),))
 
 
@@ -157,10 +168,10 @@ def _check_media(headers: Headers) -> None:
     kind, _, rest = headers.get("content-type", "").partition(";")
     charset = rest.replace(" ", "").replace('"', "").lower()
     if kind.strip().lower() != "application/json" or charset not in ("", "charset=utf-8"):
-        detail = f"this route takes application/json in UTF-8, not {headers.get('content-type', 'an unnamed type')[:64]!r}"
+        detail = f"this route takes application/json in UTF-8, not {quoted(headers.get('content-type', 'an unnamed type'))}"
         raise Problem("unsupported-media-type", detail, (Finding("Content-Type", detail),))
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
-        detail = f"content encoding {headers['content-encoding'][:64]!r} is not taken; send the body as it is"
+        detail = f"content encoding {quoted(headers['content-encoding'])} is not taken; send the body as it is"
         raise Problem("unsupported-media-type", detail, (Finding("Content-Encoding", detail),))
 
 
@@ -170,7 +181,7 @@ async def _collected(request: Request, limits: Limits) -> bytes:
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
-            raise Problem("malformed", "the client left before the end of the body")
+            raise _ClientGone
         part = message.get("body", b"")
         size += len(part)
         if size > limits.max_body_bytes:
@@ -186,13 +197,16 @@ def _too_large(limits: Limits, headers: dict[str, str] | None = None) -> Problem
 
 
 async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
-    """The result of the work, which is cancelled at once if the client leaves. To be called when the body is read."""
+    """The result of the work, which is cancelled at once if the client leaves (the Guard ends the request then).
+
+    To be called when the body is read.
+    """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_left(request))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise Problem("malformed", "the client left")
+            raise _ClientGone
         return task.result()
     finally:
         await _cancelled((task, gone))

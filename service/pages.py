@@ -14,7 +14,6 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, select_autoescape
 
 from service.compute import Pool
-from service.errors import Problem
 from service.schemas import EVALUATE_EXAMPLES
 
 LOG = logging.getLogger("softgauge.pages")
@@ -43,8 +42,8 @@ class Example:
         while self.answer is None:
             try:
                 self.answer = json.loads(await pool.answer("evaluate", json.dumps(self.request).encode()))
-            except Problem as problem:
-                LOG.warning("the example is not computed yet: %s", problem.detail)
+            except Exception as error:  # noqa: BLE001 - the page waits for the example for ever if this task ends
+                LOG.warning("the example is not computed yet: %r", error)
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, 60)
 

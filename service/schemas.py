@@ -13,8 +13,10 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from typing_extensions import TypeAliasType
 
+from service.tensors import HEX_FLOAT
+
 Special = Literal["NaN", "Infinity", "-Infinity"]
-HexFloat = Annotated[str, Field(pattern=r"^[+-]?0[xX][0-9a-fA-F]+(\.[0-9a-fA-F]*)?[pP][+-]?[0-9]{1,6}$", max_length=64)]
+HexFloat = Annotated[str, Field(pattern=f"^{HEX_FLOAT}$", max_length=64)]
 SafeFloat = TypeAliasType("SafeFloat", float | Special)
 SafeInt = Annotated[int | str, Field(description="An integer; above 2^53 its decimal digits as a string.")]
 Name = Annotated[str, Field(min_length=1, max_length=64)]
@@ -75,7 +77,6 @@ class _Documented:
 
 Tensor = TypeAliasType("Tensor", Numbers | JsonTensor | Base64Tensor | BitsTensor)
 Targets = TypeAliasType("Targets", int | Integers | Numbers | JsonTensor | Base64Tensor | BitsTensor)
-AnyTensor = Annotated[Any, _Documented(Tensor)]
 MaybeTensor = Annotated[Any, _Documented(Tensor | None)]
 AnyTargets = Annotated[Any, _Documented(Targets | None)]
 
@@ -93,39 +94,47 @@ class Inputs(BaseModel):
 
 
 Op = Annotated[Name, Field(description="What is computed: see /v1/ops.")]
-Logits = Annotated[AnyTensor, Field(description="Rank 1 to 4; the last axis is reduced. A bare list is float64.")]
+Logits = Annotated[MaybeTensor, Field(description="Rank 1 to 4; the last axis is reduced. A bare list is float64.")]
 _TARGETS = "Class indices (the logits' shape without the last axis), or distributions (the logits' shape)."
 TargetsField = Annotated[AnyTargets, Field(description=_TARGETS)]
 GradOutput = Annotated[MaybeTensor, Field(description="For softmax_vjp; the logits' shape.")]
-Formats = Annotated[list[Name], Field(min_length=1, max_length=16, description="See /v1/formats.")]
+_AXIS = "The axis that is reduced: only the last one, as -1 or as the logits' rank - 1."
+Axis = Annotated[int, Field(description=_AXIS)]
+NonFinite = Annotated[Literal["ieee"], Field(description="What rows with NaN or infinite logits mean: see /v1/ops.")]
+DEFAULT_FORMATS = ["float16", "float32", "float64"]
+_FORMATS = "See /v1/formats. The three IEEE ones if null."
+Formats = Annotated[Annotated[list[Name], Field(min_length=1, max_length=16)] | None, Field(description=_FORMATS)]
 _VARIANTS = "See /v1/variants; with or without the op's name in front. All of the op if left out."
 Variants = Annotated[Annotated[list[Name], Field(min_length=1, max_length=64)] | None, Field(description=_VARIANTS)]
 _INCLUDE = "Elements, and rank_inversions, only on request."
 Include = Annotated[list[Literal["values", "truth", "ranks"]], Field(max_length=3, description=_INCLUDE)]
 
 
-class EvaluateRequest(Strict):
-    """Run built-in variants of an op and measure them. Exactly one of logits and inputs is given."""
+class ProblemRequest(Strict):
+    """An op and its input tensors."""
 
     op: Op
-    logits: Annotated[MaybeTensor, Field(description="Rank 1 to 4; the last axis is reduced. A bare list is float64.")] = None
+    logits: Logits = None
     inputs: Inputs | None = None
     targets: TargetsField = None
     grad_output: GradOutput = None
-    formats: Formats = ["float16", "float32", "float64"]
+    axis: Axis = -1
+    nonfinite: NonFinite = "ieee"
+
+
+class EvaluateRequest(ProblemRequest):
+    """Run built-in variants of an op and measure them. Exactly one of logits and inputs is given."""
+
+    formats: Formats = DEFAULT_FORMATS
     variants: Variants = None
     summation: Annotated[Name, Field(description="See /v1/summations.")] = "numpy"
     include: Include = []
     worst: Annotated[int, Field(ge=0, description="How many of the worst elements are listed, at most the limit max_worst.")] = 8
 
 
-class TruthRequest(Strict):
-    """The certified truth of one problem in one format."""
+class TruthRequest(ProblemRequest):
+    """The certified truth of one problem in one format. Exactly one of logits and inputs is given."""
 
-    op: Op
-    logits: Logits
-    targets: TargetsField = None
-    grad_output: GradOutput = None
     format: Annotated[Name, Field(description="The result is rounded to it; the logits are taken as they are. See /v1/formats.")]
     digits: Annotated[int, Field(ge=1, description="Significant decimal digits, at most the limit max_digits.")] = 30
 
@@ -341,6 +350,7 @@ class TruthResponse(BaseModel):
     radius_log2: Annotated[int | None, Field(description="relative radius of the worst element; null where all are exact")]
     certificate: Certificate
     logits_digest: str
+    nonfinite: str
     engine: Engine
 
 

@@ -31,7 +31,7 @@ class Limits:
     max_digits: int = 1000  # decimal digits of one element
     max_worst: int = 32
     max_errors: int = 20  # entries in the errors of a problem document
-    max_string: int = 64  # characters of a numeric string, and of a value named in an error
+    max_string: int = 64  # characters of a numeric string
     max_outcomes: int = 200  # formats times variants
     estimate_seconds: float = 20.0  # a request estimated to take longer is refused
     deadline_seconds: float = 10.0  # the deadline is this, or
@@ -116,8 +116,26 @@ def _port(text: str) -> int:
     return value
 
 
+def _up_to(most: int) -> Callable[[str], int]:
+    """A positive integer that the engine takes: more than `most` it would refuse."""
+
+    def read(text: str) -> int:
+        value = _positive_int(text)
+        if value > most:
+            raise ValueError(f"must be at most {most}")
+        return value
+
+    return read
+
+
 _READERS: dict[type, Callable[[str], Any]] = {bool: _boolean, int: _positive_int, float: _positive_float, str: str, Path: Path}
-_SPECIAL: dict[str, Callable[[str], Any]] = {"port": _port, "allowed_hosts": _names}
+_SPECIAL: dict[str, Callable[[str], Any]] = {
+    "port": _port,
+    "allowed_hosts": _names,
+    "max_rank": _up_to(4),
+    "max_worst": _up_to(32),
+    "max_digits": _up_to(4000),
+}
 
 
 def _given(defaults: Settings | Limits, environ: Mapping[str, str]) -> dict[str, Any]:

@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import engine
+from service.errors import quoted
 
 Array = NDArray[Any]
 
 SPECIALS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-HEX_FLOAT = r"[+-]?0[xX][0-9a-fA-F]+(\.[0-9a-fA-F]*)?[pP][+-]?[0-9]{1,6}"
+HEX_FLOAT = r"[+-]?0[xX]([0-9a-fA-F]+)(?:\.([0-9a-fA-F]*))?[pP]([+-]?[0-9]{1,6})"
 INTEGERS: dict[str, np.dtype[Any]] = {"int32": np.dtype(np.int32), "int64": np.dtype(np.int64)}
-_HEX = re.compile(r"[+-]?0[xX]([0-9a-fA-F]+)(?:\.([0-9a-fA-F]*))?[pP]([+-]?[0-9]{1,6})")
 
 if sys.byteorder != "little":  # the base64 door hands bytes to NumPy as they are
     raise ImportError("softgauge needs a little-endian machine")
@@ -242,16 +242,16 @@ def _numeric_string(text: str, longest: int) -> float:
         return SPECIALS[text]
     if len(text) > longest:
         raise ValueError(f"a string of {len(text)} characters; numeric strings have at most {longest}")
-    match = _HEX.fullmatch(text)
+    match = re.fullmatch(HEX_FLOAT, text)
     if not match:
-        raise ValueError(f'{text!r} is not a number, "NaN", "Infinity", "-Infinity" or a hex float such as "0x1.8p+1"')
+        raise ValueError(f'{quoted(text)} is not a number, "NaN", "Infinity", "-Infinity" or a hex float such as "0x1.8p+1"')
     try:
         value = float.fromhex(text)
     except OverflowError:
-        raise ValueError(f"{text} is beyond the largest float64") from None
+        raise ValueError(f"{quoted(text)} is beyond the largest float64") from None
     whole, part, exponent = match.groups(default="")
     if _reduced(int(whole + part, 16), int(exponent) - 4 * len(part)) != _reduced(*_integral(abs(value))):
-        raise ValueError(f"{text} is no float64: it needs more bits than there are")
+        raise ValueError(f"{quoted(text)} is no float64: it needs more bits than there are")
     return value
 
 
@@ -272,7 +272,7 @@ def _reduced(man: int, exp: int) -> tuple[int, int]:
 def _noun(item: object) -> str:
     if item is None or isinstance(item, bool):
         return {None: "null", True: "true", False: "false"}[item]
-    return {dict: "an object", list: "a list", str: "a string", float: "a fraction"}.get(type(item), "this")
+    return {dict: "an object", str: "a string", float: "a fraction"}.get(type(item), "this")
 
 
 def _integers(cells: _Cells, dtype: np.dtype[Any], bounds: Bounds) -> Array:

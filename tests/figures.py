@@ -13,7 +13,7 @@ from fractions import Fraction
 from functools import cache, cached_property
 from typing import Any
 
-from flint import arb, ctx
+from flint import arb, ctx, fmpq
 
 from tests.judge import FORMATS, INF, Element, Target, enclose, ends, floor_log2, power, round_fraction, rounded, sided
 
@@ -256,7 +256,7 @@ def _counts(flat: list[Cell]) -> dict[str, Any]:
         "zero_count": sum(cell.c == 0 for cell in flat),
         "underflow_count": len(zero),
         "underflow_premature": sum(cell.R != 0 for cell in zero),
-        "false_zero_count": sum(cell.normal for cell in flat if cell.c == 0),
+        "false_zero_count": sum(cell.normal and cell.special is None for cell in flat if cell.c == 0),
         "subnormal_count": sum(0 < abs(cell.ordinal) < normal for cell in numbers),
         "special_mismatch": sum(cell.mismatch for cell in flat),
     }
@@ -313,7 +313,9 @@ def _rows(op: str, problem: Sequence[tuple[Sequence[float], Target]], by_row: li
         "kl": None if some_nan or kl is None else _figure([(k, kl(x, row)) for k, x, row in lit]),
         "total_variation": None if some_nan or op != "softmax" else _figure([(k, _variation(row)) for k, _, row in lit]),
         "backward_error": None if some_nan or op != "softmax" else _figure([(k, _backward(row)) for k, _, row in lit]),
-        "argmax_preserved": sum(_preserves(x, row) for _, x, row in lit) if ranked else None,
+        "argmax_preserved": _preserved(op, problem, lit)
+        if len(by_row[0]) > 1 or op not in ("logsumexp", "cross_entropy")
+        else None,
         "rank_inversions": sum(_inversions(x, row) for _, x, row in lit) if ranked else None,
     }
 
@@ -421,6 +423,29 @@ def _exp_defect(row: list[float]) -> Callable[[int], Element]:
 def _preserves(x: Sequence[float], row: list[Cell]) -> bool:
     c = [cell.c for cell in row]
     return not any(map(math.isnan, c)) and any(ci == max(c) for xi, ci in zip(x, c, strict=True) if xi == max(x))
+
+
+def _preserved(
+    op: str, problem: Sequence[tuple[Sequence[float], Target]], lit: list[tuple[int, Sequence[float], list[Cell]]]
+) -> int:
+    if op in ("softmax", "log_softmax"):
+        return sum(_preserves(x, row) for _, x, row in lit)
+    return sum(_keeps(op, x, problem[k][1], [cell.c for cell in row]) for k, x, row in lit)
+
+
+def _keeps(op: str, x: Sequence[float], target: Target, c: list[float]) -> bool:
+    """As _preserves, with the maximum looked for among the truths themselves; what 8192 bits do not part counts as equal."""
+    if any(map(math.isnan, c)):
+        return False
+    for prec in (256, LAST, 1 << 18):
+        with ctx.workprec(prec):
+            truths = enclose(op, x, target, prec)
+            balls = [arb(fmpq(t.numerator, t.denominator)) if isinstance(t, Fraction) else t for t in truths]
+            near = arb(2) ** -8192
+            at = [k for k, ball in enumerate(balls) if not any(other - ball > abs(ball) * near for other in balls)]
+        if len(at) == 1:
+            break
+    return any(c[k] == max(c) for k in at)
 
 
 def _inversions(x: Sequence[float], row: list[Cell]) -> int:

@@ -104,7 +104,7 @@ def test_settings_and_limits() -> None:
 def test_every_variable_named_is_one_that_is_read() -> None:
     listed = {row[0] for place in (0, 1) for row in table("Settings", place)}
     assert set(re.findall(r"SOFTGAUGE_[A-Z_]*[A-Z]", text())) == listed
-    samples = {"HOST": "localhost", "DATA_DIR": "x", "ALLOWED_HOSTS": "a", "INSECURE_NO_KEYS": "1"}
+    samples = {"HOST": "localhost", "DATA_DIR": "x", "ALLOWED_HOSTS": "a", "INSECURE_NO_KEYS": "1", "MAX_RANK": "3"}
     read = Settings.from_environment({name: samples.get(name.removeprefix("SOFTGAUGE_"), "7") for name in listed})
     given: list[Settings | Limits] = [read, read.limits]
     for before, after in zip(DEFAULTS, given, strict=True):

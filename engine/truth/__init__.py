@@ -1,6 +1,6 @@
 """Certified truth of a problem in a format: enclosures, correctly rounded values, and the certificate.
 
-One tier so far: mpmath (T3 of the fast-truth design), which decides every element.
+One tier so far, called T3 in certificates: mpmath, which decides every element.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from engine.truth.exact import (
     hexadecimal,
     hull,
     log_enclosure,
+    outward,
     scaled,
     special_name,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "hexadecimal",
     "hull",
     "log_enclosure",
+    "outward",
     "special_name",
 ]
 

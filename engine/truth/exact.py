@@ -11,12 +11,12 @@ of logits equal to it, d_j = x_j - m (exact), s = sum over d_j < 0 of exp(d_j), 
     cross_entropy_grad  q = Y/k - y_i, r = -Y s/(k S) at the maxima;  q = -y_i, r = Y exp(d_i)/S elsewhere
     softmax_jacobian    see _jacobian;  softmax_vjp: see _vjp
 
-A-priori bound (NUMERICS 6.3), working precision P, v = 2^-P. mpmath's exp and log are taken to be off by at most 64 v
+A-priori bound, working precision P, v = 2^-P. mpmath's exp and log are taken to be off by at most 64 v
 relatively; its documentation promises all but the last bit and 0.5003 ulp is the worst seen, so 64 is the margin. Every
 other step is integer arithmetic truncated at 1 unit in P bits or better:
 
     exp(d_j)   64 v
-    s          64 v + 1 v        (n truncations of 2^-(P + 8 + log2 n) of the largest term; all terms positive)
+    s          64 v + 1 v        (n truncations or omissions of 2^-(P + 8 + log2 n) of the largest term; all terms positive)
     S          66 v              (s <= S)
     L', k = 1  64 v + 65 v       (log1p(s): the relative condition s / ((1 + s) log1p s) is at most 1)
     L', k > 1  64 v + 66 v / log 2
@@ -25,12 +25,13 @@ other step is integer arithmetic truncated at 1 unit in P bits or better:
 So with P = bits + GUARD, GUARD = 16, every r has a relative error below 2^-(bits + 6). Where q and r have opposite
 signs and come close, the width of the enclosure shows it and P is raised until it is below 2^-bits again.
 
-Sticky rule (NUMERICS 6.4): where r is smaller than 2^-P of q, the enclosure is a stand-in strictly beside q, on the
-side of r, inside the first quarter unit: it lies within 2^-bits of T and every decision at a resolution coarser than
-that unit (rounding, binade, comparison with a number of the format) is the one T itself gives. Without it
-log_softmax([1, -2^24]) in float32 would need 24 million bits.
+Sticky rule: where r is smaller than 2^-P of q and q is a multiple of that unit, the enclosure is a stand-in: from 1/4 to
+3/4 of the unit beside q, on the side of r. T lies between q and the end of that unit, so the stand-in is within 2^-bits
+of it, and every decision on a grid no finer than the unit (rounding to the format, binade) is the one T itself gives.
+Without it log_softmax([1, -2^24]) in float32 would need 24 million bits. It is not for sums, or for comparisons on a finer
+grid: `hull` makes an enclosure of it that truly holds T.
 
-That raising the precision ends is a theorem (Lindemann-Weierstrass, NUMERICS 6.2): apart from the exact rational cases,
+That raising the precision ends is a theorem (Lindemann-Weierstrass): apart from the exact rational cases,
 which are handled as such, T is irrational, so it is never a midpoint of two numbers of a format.
 """
 
@@ -50,6 +51,8 @@ from engine.errors import Undecided
 from engine.model import Array
 
 GUARD = 16
+_LARGE = 10
+"""log2 of the arguments of exp that are reduced here."""
 _TWO_53 = 2.0**53
 MAX_PRECISION = 8192
 MAX_ROW_BITS = 1 << 28
@@ -110,6 +113,18 @@ class Row:
         return Counter(self.deltas)
 
 
+class _Table(dict[int, Real]):
+    """exp(d * 2^unit) by d, to P bits."""
+
+    def __init__(self, unit: int, precision: int) -> None:
+        self._unit = unit
+        self._precision = precision
+
+    def __missing__(self, delta: int) -> Real:
+        self[delta] = found = _exp(delta, self._unit, self._precision)
+        return found
+
+
 class Exponentials:
     """exp(d_j), s, S and L' of one row at one working precision, each computed once and only if asked for."""
 
@@ -119,30 +134,30 @@ class Exponentials:
         self.ties = row.counts[0]
 
     @cached_property
-    def exp(self) -> dict[int, Real]:
-        """exp(d) for every distinct d < 0."""
-        unit, precision = self.row.exp, self.precision
-        table = {}
-        for delta in self.row.counts:
-            if delta:
-                _, man, exp, _ = libmp.mpf_exp(libmp.from_man_exp(delta, unit), precision, "n")
-                table[delta] = (int(man), int(exp))
-        return table
+    def exp(self) -> _Table:
+        """exp(d) for every delta d < 0, each computed when it is asked for."""
+        return _Table(self.row.exp, self.precision)
 
     @cached_property
     def tail(self) -> Real | None:
-        """s, or None where it is exactly 0 (all logits equal)."""
+        """s, or None where it is exactly 0 (all logits equal).
+
+        Terms below 2^-(P + 8 + log2 n) of the largest are left out: together less than 2^-(P + 8) of s.
+        """
         counts = self.row.counts
-        return _sum_positive([(man * counts[d], exp) for d, (man, exp) in self.exp.items()], self.precision)
+        below = [d for d in counts if d]
+        if not below:
+            return None
+        places = (self.precision + 8 + len(self.row.deltas).bit_length()) * 7 // 10 + 1  # more than log 2 times that
+        least = max(below) - (places << -self.row.exp if self.row.exp < 0 else (places >> self.row.exp) + 1)
+        terms = [(d, self.exp[d]) for d in below if d >= least]
+        return _sum_positive([(man * counts[d], exp) for d, (man, exp) in terms], self.precision)
 
     @cached_property
     def total(self) -> Real:
         """S = k + s, in units of 2^-(P + 8)."""
         unit = self.precision + 8
-        man = self.ties << unit
-        if self.tail is not None:
-            man += _at(self.tail, -unit)
-        return man, -unit
+        return (self.ties << unit) + (_at(self.tail, -unit) if self.tail else 0), -unit
 
     @cached_property
     def log_total(self) -> Real | None:
@@ -175,6 +190,31 @@ class Exponentials:
         return (man << shift) // low, exp - low_exp - shift
 
 
+def _exp(man: int, exp: int, precision: int) -> Real:
+    """exp(man 2^exp), off by at most 64 2^-P relatively.
+
+    A large argument is reduced by a multiple k of log 2, taken to so many bits that k log 2 is off by less than 2^-(P +
+    8): mpmath would raise e to an integer power instead, hundreds of times slower.
+    """
+    size = man.bit_length() + exp
+    if size <= _LARGE:
+        _, value, unit, _ = libmp.mpf_exp(libmp.from_man_exp(man, exp), precision, "n")
+        return int(value), int(unit)
+    places = precision + size + 16
+    log_2 = _fixed_log(2, places)
+    x = man << (exp + places) if exp + places >= 0 else man >> -(exp + places)
+    k, rest = divmod(x, log_2)
+    _, value, unit, _ = libmp.mpf_exp(libmp.from_man_exp(rest, -places), precision, "n")
+    return int(value), int(unit) + k
+
+
+def _fixed_log(base: int, places: int) -> int:
+    """log 2 or log 10 in units of 2^-places, off by less than 2."""
+    log = libmp.mpf_ln2 if base == 2 else libmp.mpf_ln10
+    _, man, exp, _ = log(places + 8, "n")
+    return _at((int(man), int(exp)), -places)
+
+
 def _multiply(factors: Sequence[Real], keep: int) -> Real:
     man, exp = 1, 0
     for factor, factor_exp in factors:
@@ -194,10 +234,8 @@ def _at(value: Real, unit: int) -> int:
     return man >> min(-shift, man.bit_length() + 1)
 
 
-def _sum_positive(terms: Sequence[Real], precision: int) -> Real | None:
-    """Sum of positive terms in one fixed unit, 2^-(P + 8 + log2 n) of the largest; None for an empty sum."""
-    if not terms:
-        return None
+def _sum_positive(terms: Sequence[Real], precision: int) -> Real:
+    """Sum of positive terms, at least one, in one fixed unit, 2^-(P + 8 + log2 n) of the largest."""
     top = max(man.bit_length() + exp for man, exp in terms)
     unit = top - precision - 8 - len(terms).bit_length()
     return sum(_at(term, unit) for term in terms), unit
@@ -240,7 +278,10 @@ def _signed_sum(terms: Sequence[tuple[int, Real]], precision: int) -> Signed | N
 
 
 def _combine(q: tuple[int, int, int], r: Signed | None, precision: int, bits: int) -> Enclosure:
-    """The enclosure of T = q + r, q = num / den * 2^exp. Raises _Wide where it is wider than 2^-bits of T."""
+    """The enclosure of T = q + r, q = num / den * 2^exp. Raises _Wide where it would be wider than 2^-bits of T.
+
+    Beside a q that r cannot move by 2^-P (`_beside`) it is at most three units of 2^-P wide, which is less.
+    """
     num, den, exp = q
     if r is None:
         return _rational(num, den, exp, bits)
@@ -252,7 +293,7 @@ def _combine(q: tuple[int, int, int], r: Signed | None, precision: int, bits: in
         return _beside(num, den, exp, r.sign, top_q - precision)
     unit = max(top_q, top_r) - precision - 4
     floor_q, rest = _divide(num, den, exp - unit)
-    lo, hi = _outward(r, unit)
+    lo, hi = outward(*r, unit)
     return _narrow(floor_q + lo, floor_q + (rest != 0) + hi, unit, bits)
 
 
@@ -261,13 +302,13 @@ def _divide(num: int, den: int, shift: int) -> tuple[int, int]:
     return divmod(num << shift, den) if shift >= 0 else divmod(num, den << -shift)
 
 
-def _outward(r: Signed, unit: int) -> tuple[int, int]:
-    """Bounds of r as multiples of 2^unit, rounded outward; shifts are cut off where nothing but the sign is left."""
-    shift = r.exp - unit
+def outward(lo: int, hi: int, exp: int, unit: int) -> tuple[int, int]:
+    """[lo, hi] * 2^exp in units of 2^unit, rounded outward; shifts are cut off where nothing but the sign is left."""
+    shift = exp - unit
     if shift >= 0:
-        return r.lo << shift, r.hi << shift
-    shift = min(-shift, max(abs(r.lo), abs(r.hi)).bit_length() + 1)
-    return r.lo >> shift, -(-r.hi >> shift)
+        return lo << shift, hi << shift
+    shift = min(-shift, max(abs(lo), abs(hi)).bit_length() + 1)
+    return lo >> shift, -(-hi >> shift)
 
 
 def _narrow(lo: int, hi: int, exp: int, bits: int) -> Enclosure:
@@ -409,7 +450,6 @@ def _diagonal(delta: int, e: Exponentials, bits: int) -> Enclosure:
         return _combine((0, 1, 0), _ball(e.product([(others, e.total[1])], [e.total, e.total]), 1, precision), precision, bits)
     man, exp = e.tail
     factor = e.product([e.tail, (k - 1, 0)]) if k == 2 else _sum_positive([(k * (k - 2), 0), (man * (k - 1), exp)], precision)
-    assert factor is not None
     part = e.product([e.tail, factor], [(k * k, 0), e.total, e.total])
     return _combine((k - 1, k * k, 0), _ball(part, -1, precision), precision, bits)
 
@@ -421,7 +461,6 @@ def _off_diagonal(a: int, b: int, e: Exponentials, bits: int) -> Enclosure:
         rest = None
         if e.tail is not None:
             factor = _sum_positive([(2 * e.ties, 0), e.tail], precision)
-            assert factor is not None
             rest = _ball(e.product([e.tail, factor], [(e.ties * e.ties, 0), e.total, e.total]), 1, precision)
         return _combine((-1, e.ties * e.ties, 0), rest, precision, bits)
     above = [e.exp[d] for d in (a, b) if d] or [(1, 0)]
@@ -447,7 +486,7 @@ def _vjp(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
     for delta, g in set(pairs):
         lead = e.ties * g - sums[0]
         if delta == 0 and e.small:
-            rest = _vjp_rest(lead, shifts, e)
+            rest = _vjp_rest(lead, tau, shifts, e)
             rest = rest and _scale(rest, grad.exp, [(1, 0)], [(e.ties**2, 0), e.total, e.total], e)
             table[delta, g] = _combine((lead, e.ties**2, grad.exp), rest, precision, bits)
         else:
@@ -466,23 +505,29 @@ def _vjp_inner(lead: int, tau: Signed | None, e: Exponentials) -> Signed | None:
     return main if tau is None else _add(main, tau, e.precision)
 
 
-def _vjp_rest(lead: int, shifts: dict[int, int], e: Exponentials) -> Signed | None:
+def _vjp_rest(lead: int, tau: Signed | None, shifts: dict[int, int], e: Exponentials) -> Signed | None:
     """k^2 S^2 (T_i - (g_i - mu)/k) at a maximum: k (k tau) - A_i (k s + s^2), None where exactly 0.
 
-    The terms linear in exp(d_v) have the coefficients k ((n_v M - k G_v) - A_i n_v); groups where that is 0 drop out
-    exactly, so that the s^2 term decides where all do.
+    Where these cancel, the terms linear in exp(d_v) are taken together: their coefficients are k ((n_v M - k G_v) - A_i
+    n_v), and groups where that is 0 drop out exactly, so that the s^2 term decides where all do.
     """
-    k, counts = e.ties, e.row.counts
-    linear = _signed_sum([(k * (c - lead * counts[d]), e.exp[d]) for d, c in shifts.items()], e.precision)
-    if not lead or e.tail is None:
-        return linear
-    square = _ball(e.product([(abs(lead), 0), e.tail, e.tail]), -lead, e.precision)
+    k, tail = e.ties, e.tail
+    scaled_tau = tau and Signed(k * tau.lo, k * tau.hi, tau.exp)
+    if not lead or tail is None:
+        return scaled_tau
+    spread = _sum_positive([(k * tail[0], tail[1]), e.product([tail, tail])], e.precision)
+    main = _ball(e.product([(abs(lead), 0), spread]), -lead, e.precision)
+    try:
+        return main if scaled_tau is None else _add(main, scaled_tau, e.precision)
+    except _Wide:
+        linear = _signed_sum([(k * (c - lead * e.row.counts[d]), e.exp[d]) for d, c in shifts.items()], e.precision)
+    square = _ball(e.product([(abs(lead), 0), tail, tail]), -lead, e.precision)
     return square if linear is None else _add(linear, square, e.precision)
 
 
 def _add(a: Signed, b: Signed, precision: int) -> Signed:
     unit = max(_top(a.lo, a.exp), _top(a.hi, a.exp), _top(b.lo, b.exp), _top(b.hi, b.exp)) - precision - 8
-    (alo, ahi), (blo, bhi) = _outward(a, unit), _outward(b, unit)
+    (alo, ahi), (blo, bhi) = outward(*a, unit), outward(*b, unit)
     if alo + blo <= 0 <= ahi + bhi:
         raise _Wide
     return Signed(alo + blo, ahi + bhi, unit)
@@ -509,20 +554,23 @@ EVALUATE: dict[str, Evaluate] = {
 def enclose(op: str, inputs: Inputs, bits: int) -> list[Enclosure]:
     """Enclosures of one row of an op, each of relative width below 2^-bits (or exact, or a sticky stand-in).
 
-    Raises Undecided where that takes more than MAX_PRECISION bits, or more than MAX_ROW_BITS over the row.
+    Raises Undecided where that takes more than MAX_PRECISION bits, or, after a first attempt, more than MAX_ROW_BITS over
+    the distinct logits of the row. (Asked for more than half of MAX_PRECISION, the cap is twice what is asked for.)
     """
-    precision, count = bits + GUARD, len(inputs.row.deltas)
-    while precision * count <= MAX_ROW_BITS:
+    precision, count = bits + GUARD, len(inputs.row.counts)
+    cap = max(MAX_PRECISION, 2 * precision)
+    while True:
         try:
             return EVALUATE[op](inputs, Exponentials(inputs.row, precision), bits)
         except _Wide:
-            if precision >= MAX_PRECISION:
-                break
-            precision = min(2 * precision, MAX_PRECISION)
-    raise Undecided(
-        f"{op} of a row of {count} logits is undecided at {precision} bits: its exact value lies too close to a boundary "
-        f"(caps: {MAX_PRECISION} bits, {MAX_ROW_BITS} bits over a row)"
-    )
+            finer = min(2 * precision, cap)
+        if finer == precision or finer * count > MAX_ROW_BITS:
+            raise Undecided(
+                f"{op} of a row of {len(inputs.row.deltas)} logits is undecided at {precision} bits: "
+                "its exact value lies too close to a boundary "
+                f"(caps: {cap} bits, {MAX_ROW_BITS} bits over a row)"
+            )
+        precision = finer
 
 
 # ---- decimals and hex, for people ------------------------------------------------------------------------------------
@@ -556,8 +604,8 @@ def _decimal_exponent(man: int, exp: int) -> int:
     if abs(exp) < 1 << 30:  # top + exp is off by less than 2^-20
         return floor((top + exp) * log10(2) - 1e-5)
     guard = 64 + abs(exp).bit_length()
-    _, ratio, unit, _ = libmp.mpf_div(libmp.mpf_ln2(guard + 8), libmp.mpf_ln10(guard + 8), guard + 8, "n")
-    return (((int(top * 1024) - 1 + (exp << 10)) * _at((int(ratio), int(unit)), -guard)) >> (guard + 10)) - (exp > 0)
+    log_2, log_10 = _fixed_log(2, guard), _fixed_log(10, guard)
+    return ((int(top * 1024) - 1 + (exp << 10)) * log_2 // (log_10 << 10)) - (exp > 0)
 
 
 def _times_power_of_ten(man: int, exp: int, power: int, bits: int) -> int:
@@ -565,10 +613,10 @@ def _times_power_of_ten(man: int, exp: int, power: int, bits: int) -> int:
     if abs(exp) + 4 * abs(power) < 1 << 16:
         num, den = (man * 10**power, 1) if power >= 0 else (man, 10**-power)
         return (_divide(num, den, exp + 1)[0] + 1) >> 1
-    precision = man.bit_length() + bits + 64 + 2 * abs(power).bit_length()
-    scale = libmp.mpf_pow_int(libmp.from_int(10), power, precision, "n")
-    _, result, unit, _ = libmp.mpf_mul(libmp.from_man_exp(man, exp), scale, precision, "n")
-    return (_at((int(result), int(unit)), -1) + 1) >> 1
+    places = man.bit_length() + bits + 64 + abs(power).bit_length()
+    logarithm = exp * _fixed_log(2, places) + power * _fixed_log(10, places)  # of 2^exp 10^power, a number of `bits` bits
+    factor = _exp(logarithm, -places, man.bit_length() + bits + 64)
+    return (_at((man * factor[0], factor[1]), -1) + 1) >> 1
 
 
 def hexadecimal(enclosure: Enclosure) -> str:
@@ -596,8 +644,7 @@ def special_name(value: float) -> str:
 
 def exp_enclosure(man: int, exp: int, bits: int) -> tuple[int, int, int]:
     """exp(man 2^exp) within relative 2^-bits: (lo, hi, exp)."""
-    _, value, unit, _ = libmp.mpf_exp(libmp.from_man_exp(man, exp), bits + GUARD, "n")
-    ball = _ball((int(value), unit), 1, bits + GUARD)
+    ball = _ball(_exp(man, exp, bits + GUARD), 1, bits + GUARD)
     return ball.lo, ball.hi, ball.exp
 
 

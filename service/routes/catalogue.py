@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 
 import engine
-from service.errors import Finding, Problem, shown
+from service.errors import engine_errors
 from service.routes.contract import returns
 from service.schemas import FormatsResponse, InputsResponse, OpsResponse, SummationsResponse, VariantsResponse
 
@@ -25,10 +26,9 @@ async def ops(request: Request) -> JSONResponse:
 @router.get("/variants", operation_id="list_variants", summary="The built-in variants", responses=returns(VariantsResponse, 422))
 async def variants(op: Annotated[str | None, Query(max_length=64, description="Only those of this op.")] = None) -> JSONResponse:
     """Every implementation of an op that evaluate can run."""
-    known = [row["name"] for row in engine.catalogue("ops")]
-    if op is not None and op not in known:
-        detail = f"unknown op {shown(op)}; known: {', '.join(known)}"
-        raise Problem("unknown-name", detail, (Finding("op", detail),))
+    if op is not None:
+        with engine_errors("op"):
+            engine.output_shape(engine.Problem(op, np.zeros(1)))  # looks the op up
     return _listed("variants", [row for row in engine.catalogue("variants") if op in (None, row["op"])])
 
 

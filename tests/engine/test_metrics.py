@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from engine.errors import InvalidProblem
+from engine.figures import bin_edge, significant
 from engine.formats import FORMATS
-from engine.metrics import Measurement, bin_edge, measure, significant, worst
+from engine.measurement import Measurement
+from engine.metrics import measure, worst
 from engine.model import Metrics, Problem
 from engine.truth import Truth
 from tests import figures, judge, rows

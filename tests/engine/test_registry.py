@@ -52,7 +52,9 @@ def test_a_miss_with_nothing_near_makes_no_suggestion():
 def test_a_miss_echoes_at_most_64_characters():
     with pytest.raises(UnknownName) as miss:
         colours()["x" * 65]
-    assert str(miss.value).startswith(f"unknown colour '{'x' * 61}...'; known:")
+    assert str(miss.value).startswith(f"unknown colour '{'x' * 60}...; known:")
+    with pytest.raises(UnknownName, match=r"unknown colour '(\\\\x01){15}\.\.\.; known:"):
+        colours()["\x01" * 64]
     with pytest.raises(UnknownName, match=f"'{'x' * 64}'"):
         colours()["x" * 64]
 

@@ -275,6 +275,18 @@ def test_an_output_too_large_for_memory_is_refused_before_it_is_made():
     refused("--family", "ramp", "--n", 4000, op="softmax_jacobian", saying="would have 16000000 elements")
 
 
+def test_an_output_without_a_shape_is_left_to_the_engine(tmp_path):
+    np.save(tmp_path / "scalar.npy", np.float64(1))
+    refused("--logits", tmp_path / "scalar.npy", op="softmax_jacobian", saying="rank 0")
+
+
+@pytest.mark.parametrize(
+    ("op", "unit"), [("logsumexp", "of 2 rows"), ("softmax", "of 2 elements"), ("softmax_jacobian", "of 2 elements")]
+)
+def test_what_is_counted_is_rows_where_each_has_one_number(op, unit):
+    assert unit in evaluate("--logits", "1;2", op=op).stdout
+
+
 def test_a_family_is_the_engines():
     asked = ("--family", "gaussian", "--rows", 3, "--n", 5, "--seed", 7, "--param", "sigma=4", "--param", "offset=-1")
     assert answer(*asked)["logits_digest"] == engine.digest(engine.generate("gaussian", 3, 5, 7, sigma=4.0, offset=-1.0))
@@ -455,6 +467,13 @@ def test_a_member_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeypat
     refused("--logits", tmp_path / "bomb.npz", saying="logits.npy unpacks to 800128 bytes; at most 10000 are read")
     np.save(tmp_path / "large.npy", np.zeros(100_000))
     refused("--logits", tmp_path / "large.npy", saying="800128 bytes; a file has at most 10000")
+
+
+def test_a_member_packed_too_tightly_is_refused_unread(tmp_path):
+    np.savez_compressed(tmp_path / "bomb.npz", logits=np.zeros(10_000))
+    refused("--logits", tmp_path / "bomb.npz", saying="logits.npy unpacks to more than 100 times its")
+    np.savez_compressed(tmp_path / "tight.npz", logits=np.tile(np.random.default_rng(0).random(50), 15)[None])
+    assert answer("--logits", tmp_path / "tight.npz", "--variant", "shifted", "--format", "float16")["n"] == 750
 
 
 def test_what_is_no_file_is_refused(tmp_path):

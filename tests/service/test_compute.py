@@ -108,6 +108,7 @@ def test_a_client_that_leaves_frees_its_process_within_a_second(bad):
     left = time.monotonic()
     assert eventually(lambda: not before <= children(bad), 1.0)
     assert time.monotonic() - left < 0.95
+    assert eventually(lambda: 'route="/v1/evaluate",status="499"} 1.0' in bad.get("/metrics").text)
 
 
 def test_a_full_queue_is_429_and_not_a_pile(start, misbehaving, is_problem):
@@ -156,7 +157,7 @@ def test_processes_that_do_not_come_up_leave_the_service_alive_and_do_not_spin(s
 
 
 def test_health_answers_while_every_core_computes(service):
-    """p99 at most 15 ms: the numerics are in other processes, which yield to the event loop."""
+    """Half of the answers within 15 ms and 98 % within 100 ms, though other tests run beside this one (benchmarks/ has p99)."""
     stop = threading.Event()
 
     def busy():
@@ -177,7 +178,6 @@ def test_health_answers_while_every_core_computes(service):
         stop.set()
         for thread in threads:
             thread.join()
-    # Other tests run beside this one; the benchmark states the exact figure.
     assert statistics.quantiles(taken, n=100)[97] < 0.1
     assert statistics.median(taken) < 0.015
 

@@ -121,18 +121,4 @@ def test_the_issues_example_is_what_it_says(service):
         assert (row["faults"][0]["step"], row["faults"][0]["kind"], row["faults"][0]["first_index"]) == ("exp", "overflow", [0, 0])
     for row in shifted:
         assert row["status"] == "accurate"
-        assert row["metrics"]["max_ulp"] < 2
-
-
-def test_golden_values_come_out_of_truth_to_the_last_digit(service):
-    """NUMERICS 6.5."""
-
-    def decimal(op, logits, digits, **more):
-        return service.post("/v1/truth", json={"op": op, "logits": logits, "format": "float64", "digits": digits, **more}).json()[
-            "decimal"
-        ]
-
-    assert decimal("logsumexp", [0, -40], 20) == "4.2483542552915889863e-18"
-    assert decimal("cross_entropy_grad", [0, -40], 20, targets=0)[0] == "-4.2483542552915889773e-18"
-    assert decimal("logsumexp", [1000, 999], 20) == "1.0003132616875182228e+3"
-    assert decimal("log_softmax", [0, -104], 17)[0] == "-6.8135568215452985e-46"
+        assert row["metrics"]["max_ulp"] < 1

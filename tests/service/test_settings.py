@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.ops import MAX_RANK
+from engine.verify import MAX_DIGITS, MAX_WORST
 from service.settings import Limits, Settings, SettingsError, check_binding
 
 
@@ -45,11 +47,23 @@ def test_every_kind_of_value_is_read():
         ("WAIT_SECONDS", "nan"),
         ("WAIT_SECONDS", "inf"),
         ("MAX_BODY_BYTES", "-1"),
+        ("MAX_RANK", "0"),
+        ("MAX_RANK", str(MAX_RANK + 1)),
+        ("MAX_WORST", str(MAX_WORST + 1)),
+        ("MAX_DIGITS", str(MAX_DIGITS + 1)),
     ],
 )
 def test_a_value_that_cannot_be_read_is_named(name, value):
     with pytest.raises(SettingsError, match=f"SOFTGAUGE_{name}='{value}'"):
         Settings.from_environment({f"SOFTGAUGE_{name}": value})
+
+
+def test_a_limit_may_be_as_large_as_the_engines_and_no_larger():
+    environ = {"SOFTGAUGE_MAX_RANK": MAX_RANK, "SOFTGAUGE_MAX_WORST": MAX_WORST, "SOFTGAUGE_MAX_DIGITS": MAX_DIGITS}
+    limits = Settings.from_environment({name: str(most) for name, most in environ.items()}).limits
+    assert limits == Limits(max_rank=MAX_RANK, max_worst=MAX_WORST, max_digits=MAX_DIGITS)
+    with pytest.raises(SettingsError, match=f"must be at most {MAX_WORST}"):
+        Settings.from_environment({"SOFTGAUGE_MAX_WORST": "100"})
 
 
 def test_what_a_child_runs_does_not_come_from_the_environment():

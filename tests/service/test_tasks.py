@@ -3,14 +3,18 @@
 import json
 import time
 
+import numpy as np
 import pytest
 
 import engine
 from service import schemas, tasks
-from service.errors import ENGINE_KINDS, KINDS, Problem, from_engine
+from service.errors import ENGINE_KINDS, KINDS, Problem, from_engine, quoted
 from service.settings import Limits
 
 GOOD = {"op": "softmax", "logits": [[0, 1, 2]], "formats": ["float32"], "variants": ["naive"]}
+LOSS = {"op": "cross_entropy", "targets": [0]}
+VJP = {"op": "softmax_vjp", "grad_output": [[1, 0, 0]], "variants": ["shifted"]}
+TRUTH = {"op": "softmax", "logits": [0, 1], "format": "float32"}
 
 
 def run(task, document, limits=None):
@@ -57,8 +61,6 @@ def test_what_is_no_json_is_malformed(body, match):
         ({"include": ["everything"]}, "/include/0"),
         ({"formats": []}, "/formats"),
         ({"formats": "float32"}, "/formats"),
-        ({"formats": ["float32", "FP32"]}, "/formats/1"),
-        ({"variants": ["naive", "softmax/naive"]}, "/variants/1"),
         ({"variants": [1]}, "/variants/0"),
         ({"logits": [1, False]}, "/logits/1"),
         ({"logits": None, "inputs": {"family": "gaussian", "rows": 0, "n": 2, "seed": 0}}, "/inputs/rows"),
@@ -67,7 +69,27 @@ def test_what_is_no_json_is_malformed(body, match):
         ({"logits": None, "inputs": {"family": "gaussian", "rows": 1, "n": 2, "seed": 0, "sigma": True}}, "/inputs"),
         ({"logits": None, "inputs": {"family": "gaussian", "rows": 1, "n": 2, "seed": 0, "sigma": [1]}}, "/inputs/sigma"),
         ({"logits": None, "inputs": {"family": "gaussian", "rows": 1, "n": 2, "seed": 0, "surplus": 1}}, "/inputs"),
-        ({"targets": [0]}, ""),
+        ({"axis": 0}, "/axis"),
+        ({"axis": -2}, "/axis"),
+        ({"axis": 2}, "/axis"),
+        ({"axis": True}, "/axis"),
+        ({"axis": 10**400}, "/axis"),
+        ({"logits": [1, 2], "axis": 1}, "/axis"),
+        ({"nonfinite": "raise"}, "/nonfinite"),
+        ({"targets": [0]}, "/targets"),
+        ({"grad_output": [[1, 1, 1]]}, "/grad_output"),
+        ({**LOSS, "targets": None}, "/targets"),
+        ({**LOSS, "targets": [3]}, "/targets"),
+        ({**LOSS, "targets": [-1]}, "/targets"),
+        ({**LOSS, "targets": [0, 1]}, "/targets"),
+        ({**LOSS, "targets": [[0.5, "NaN", 0.5]]}, "/targets"),
+        ({**LOSS, "targets": [[1e300, 0, 0]]}, "/targets"),
+        ({**LOSS, "grad_output": [[1, 1, 1]]}, "/grad_output"),
+        ({**VJP, "grad_output": None}, "/grad_output"),
+        ({**VJP, "grad_output": [1, 1, 1]}, "/grad_output"),
+        ({**VJP, "grad_output": [["Infinity", 0, 0]]}, "/grad_output"),
+        ({**VJP, "grad_output": [[1e300, 0, 0]]}, "/grad_output"),
+        ({**VJP, "targets": [0]}, "/targets"),
     ],
 )
 def test_what_does_not_fit_is_invalid_and_named_by_its_place(change, pointer):
@@ -91,13 +113,77 @@ def test_a_bare_non_finite_number_is_refused_everywhere(number, field):
         ({"formats": ["float8_e4m3fn"]}, "/formats/0"),
         ({"variants": ["naiv"]}, "/variants/0"),
         ({"variants": ["log_softmax/naive"]}, "/variants/0"),
-        ({"summation": "upwards"}, ""),
-        ({"logits": None, "inputs": {"family": "gauss", "rows": 1, "n": 2, "seed": 0}}, "/inputs"),
+        ({"variants": ["shifted", "naive", "naiv"]}, "/variants/2"),
+        ({"summation": "upwards"}, "/summation"),
+        ({"logits": None, "inputs": {"family": "gauss", "rows": 1, "n": 2, "seed": 0}}, "/inputs/family"),
     ],
 )
 def test_a_miss_names_what_exists(change, pointer):
     problem = refused({**GOOD, **change}, "unknown-name", "known")
     assert problem.errors[0].pointer == pointer
+
+
+def test_a_near_miss_is_asked_about():
+    """The engine's own words, wherever a name is looked up."""
+    refused({**GOOD, "op": "sofmax"}, "unknown-name", "did you mean 'softmax'")
+    refused({**GOOD, "formats": ["float23"]}, "unknown-name", "did you mean 'float32'")
+    refused({**GOOD, "summation": "numpi"}, "unknown-name", "did you mean 'numpy'")
+
+
+def test_what_is_asked_for_twice_is_done_once():
+    twice = {"formats": ["float32", "FP32"], "variants": ["naive", "softmax/naive", "naive"]}
+    assert run("evaluate", {**GOOD, **twice}, Limits(max_outcomes=1)) == run("evaluate", GOOD)
+
+
+def test_null_is_the_default():
+    left_out = {"op": "softmax", "logits": [[0, 1, 2]]}
+    answer = run("evaluate", {**left_out, "formats": None, "variants": None})
+    assert answer == run("evaluate", left_out) == engine.encode(engine.evaluate(engine.Problem("softmax", np.array([[0.0, 1, 2]]))))
+
+
+@pytest.mark.parametrize(("task", "document"), [("evaluate", GOOD), ("truth", {**TRUTH, "logits": [[0, 1, 2]]})])
+def test_the_last_axis_may_be_named_either_way_and_the_policy_for_non_finite_rows(task, document):
+    for axis in (-1, 1):
+        assert run(task, {**document, "axis": axis, "nonfinite": "ieee"}) == run(task, document)
+    refused({**document, "axis": 0}, "invalid", "axis is 0: the last axis is reduced, which is -1 or 1 here; move", task=task)
+    refused({**document, "nonfinite": "zero"}, "invalid", "'ieee'", task=task)
+
+
+def test_truth_takes_a_family_as_evaluate_does():
+    inputs = {"family": "gaussian", "rows": 2, "n": 3, "seed": 5, "sigma": 4}
+    logits = engine.generate("gaussian", 2, 3, 5, sigma=4.0).tolist()
+    wanted = run("truth", {**TRUTH, "logits": logits})
+    assert run("truth", {**TRUTH, "logits": None, "inputs": inputs}) == wanted
+    assert wanted["nonfinite"] == "ieee"
+    for wrong in ({"inputs": inputs}, {"logits": None}):
+        assert refused({**TRUTH, **wrong}, "invalid", "exactly one", task="truth").errors[0].pointer == "/logits"
+    large = {**TRUTH, "logits": None, "inputs": inputs}
+    problem = refused(large, "too-large", task="truth", limits=Limits(max_response_elements=5))
+    assert problem.errors[0].pointer == "/inputs"
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"format": "fp8"}, "/format"),
+        ({"op": "softmin"}, "/op"),
+        ({"targets": 0}, "/targets"),
+        ({**LOSS, "targets": 2}, "/targets"),
+    ],
+)
+def test_truth_names_what_does_not_fit_by_its_place(change, pointer):
+    with pytest.raises(Problem) as caught:
+        run("truth", {**TRUTH, **change})
+    assert [row.pointer for row in caught.value.errors] == [pointer]
+
+
+def test_no_more_than_64_characters_are_echoed_however_they_are_written():
+    for odd in ("\x01" * 64, "\U0010ffff" * 64, "'\"" * 32):
+        assert len(quoted(odd)) <= 66
+        detail = refused({**GOOD, "logits": [odd]}, "invalid").errors[0].detail
+        assert len(detail.removesuffix(' is not a number, "NaN", "Infinity", "-Infinity" or a hex float such as "0x1.8p+1"')) <= 66
+    assert quoted("x" * 64) == repr("x" * 64)
+    assert quoted("x" * 65) == "'" + "x" * 60 + "..."
 
 
 def test_nothing_long_is_echoed():
@@ -145,10 +231,8 @@ def test_what_would_take_too_long_is_refused_with_its_estimate_and_a_way_out():
 
 
 def test_truth_limits_its_digits():
-    asked = {"op": "softmax", "logits": [0, 1], "format": "float32"}
-    refused({**asked, "digits": 10**9}, "invalid", "max_digits = 1000", task="truth")
-    refused({**asked, "digits": 10}, "too-large", "max_response_digits", task="truth", limits=Limits(max_response_digits=19))
-    refused({**asked, "format": "fp8"}, "unknown-name", task="truth")
+    refused({**TRUTH, "digits": 10**9}, "invalid", "max_digits = 1000", task="truth")
+    refused({**TRUTH, "digits": 10}, "too-large", "max_response_digits", task="truth", limits=Limits(max_response_digits=19))
 
 
 def test_the_estimate_is_told_before_the_computation():
@@ -186,7 +270,7 @@ def test_every_engine_error_has_a_status():
 
     table = [parent for parent, _ in ENGINE_KINDS]
     assert family(engine.EngineError) == set(table)
-    assert all(from_engine(parent("x")).status == 422 for parent in table)
+    assert all(from_engine(parent("x"), "").status == 422 for parent in table)
     assert {kind for _, kind in ENGINE_KINDS} <= set(KINDS)
 
 
@@ -196,7 +280,7 @@ def test_the_models_have_the_fields_of_the_answer():
     assert set(answer) == set(schemas.EvaluateResponse.model_fields)
     assert set(outcome) == set(schemas.Outcome.model_fields)
     assert set(outcome["metrics"]) == set(schemas.Metrics.model_fields)
-    assert set(run("truth", {"op": "softmax", "logits": [0, 1], "format": "float32"})) == set(schemas.TruthResponse.model_fields)
+    assert set(run("truth", TRUTH)) == set(schemas.TruthResponse.model_fields)
 
 
 @pytest.mark.parametrize("op", [row["name"] for row in engine.catalogue("ops")])

@@ -1,0 +1,308 @@
+"""One output against its truth, element by element: what every element is, and its errors as intervals of integers.
+
+An error is an interval in units of 2^-W ulp. Where a figure needs more, the truth behind it is refined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from heapq import nlargest
+from math import inf
+
+import numpy as np
+
+from engine import formats
+from engine.bounds import Tolerance
+from engine.errors import InvalidProblem, Undecided
+from engine.figures import MAXIMUM_BITS, MEAN_BITS, TIE_BITS, ULP_STEP, Interval, absolute, bin_edge, fix
+from engine.model import Array
+from engine.truth import MAX_PRECISION, StandIn, Truth, hull, outward
+
+SLACK = 24
+"""W = bits - precision + SLACK: fine enough to keep the sticky stand-in of the truth (its unit is GUARD + 6 below)."""
+
+Figure = Callable[[int, int, bool], Interval | None]
+"""figure(index, bits, loose) of one element; None: infinite, or beyond binary64."""
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """What every element is, as arrays over the flat output."""
+
+    got: Array
+    got_nan: Array
+    want: Array
+    want_nan: Array
+    truth_infinite: Array
+    truth_zero: Array
+    mismatch: Array
+    compared: Array
+    normal: Array
+
+
+class Measurement:
+    """One output against its truth; figures are computed on first use.
+
+    output: array of truth.fmt, shape truth.shape. Raises InvalidProblem for another dtype or shape.
+    """
+
+    def __init__(self, output: Array, truth: Truth) -> None:
+        if output.dtype != truth.fmt.dtype or output.shape != truth.shape:
+            raise InvalidProblem(f"output is {output.dtype} {list(output.shape)}; it must be {truth.fmt.name} {list(truth.shape)}")
+        self.truth = truth
+        self.fmt = truth.fmt
+        self.output = np.ascontiguousarray(output)
+        self.kinds = self._kinds()
+        self.got: list[int] = self.kinds.got.tolist()
+        self.compared: list[int] = np.flatnonzero(self.kinds.compared).tolist()
+        self._base: dict[int, Interval] = {}
+        loose = {index: self.signed_ulp(index, truth.bits, True) for index in self.compared}
+        decisive = {index: self.signed_ulp(index, truth.bits) for index in self.compared if self._delicate(index)}
+        self._base, self._loose = loose | decisive, {index: loose[index] for index in decisive}
+
+    def _kinds(self) -> _Kinds:
+        fmt, truth = self.fmt, self.truth
+        resolved = [truth.resolved(row) for row in range(truth.rows)]
+        found = [o for row in resolved for o in row.ordinals]
+        want_nan = np.array([o is None for o in found], dtype=bool)
+        want = np.array([0 if o is None else o for o in found], dtype=np.int64)
+        special = np.array([isinstance(e, float) for row in resolved for e in row.enclosures], dtype=bool)
+        zero = np.array([top is None for row in resolved for top in row.tops], dtype=bool) & ~special
+        got = formats.ordinals(self.output, fmt).reshape(-1)
+        got_nan = np.isnan(formats.widen(self.output.reshape(-1)))
+        got_infinite = (np.abs(got) == fmt.infinity_ordinal) & ~got_nan
+        truth_infinite = special & ~want_nan
+        mismatch = (got_nan != want_nan) | (~got_nan & ~want_nan & (got != want) & (truth_infinite | got_infinite))
+        return _Kinds(
+            np.where(got_nan, 0, got), got_nan, want, want_nan, truth_infinite, zero, mismatch,
+            ~(special | mismatch), (np.abs(want) >= fmt.normal_ordinal) & ~want_nan,
+        )  # fmt: skip
+
+    def ulp_exponent(self, index: int) -> int:
+        row, column = divmod(index, self.truth.width)
+        top = self.truth.resolved(row).tops[column]
+        return formats.ulp_exponent(self.fmt.emin if top is None else top, self.fmt)
+
+    def _delicate(self, index: int) -> bool:
+        """Whether the loose enclosure of the error may differ from the decisive one."""
+        e = self.enclosure(index, self.truth.bits)
+        return isinstance(e, StandIn) or _top(e) < self.ulp_exponent(index) - self.width(self.truth.bits) + 2
+
+    def enclosure(self, index: int, bits: int) -> tuple[int, int, int]:
+        row, column = divmod(index, self.truth.width)
+        e = self.truth.resolved(row).enclosures[column] if bits <= self.truth.bits else self.truth.row(row, bits)[column]
+        assert not isinstance(e, float)
+        return e
+
+    def width(self, bits: int) -> int:
+        return bits - self.fmt.precision + SLACK
+
+    def _truth(self, index: int, bits: int, unit: int, loose: bool) -> Interval:
+        """T in units of 2^unit. Unless loose, a T below one unit is replaced by a stand-in of its sign, as in truth.exact."""
+        e = self.enclosure(index, bits)
+        lo, hi, exp = hull(e) if loose else e
+        t_lo, t_hi = outward(lo, hi, exp, unit)
+        if lo > 0 and not t_lo and not loose:
+            return 1, max(t_hi, 2)
+        return (min(t_lo, -2), -1) if hi < 0 and not t_hi and not loose else (t_lo, t_hi)
+
+    def signed_ulp(self, index: int, bits: int, loose: bool = False) -> Interval:
+        """(c - T) / ulp(T) in units of 2^-W; W = bits - precision + SLACK.
+
+        Loose: a true enclosure, for sums and for comparing elements. Otherwise one that decides as the true value does.
+        """
+        if bits == self.truth.bits and index in self._base:
+            return self._loose.get(index, self._base[index]) if loose else self._base[index]
+        got = self.got[index]
+        if abs(got) == self.fmt.infinity_ordinal:
+            return 0, 0
+        unit = self.ulp_exponent(index) - self.width(bits)
+        man, exp = formats.exact(got, self.fmt)
+        c_lo, c_hi = outward(man, man, exp, unit)
+        t_lo, t_hi = self._truth(index, bits, unit, loose)
+        return c_lo - t_hi, c_hi - t_lo
+
+    def _ulp(self, index: int, bits: int, loose: bool) -> Interval:
+        return absolute(*self.signed_ulp(index, bits, loose))
+
+    def _relative(self, index: int, bits: int, loose: bool) -> Interval | None:
+        """|c - T| / |T| in units of 2^-(W + precision); None where it is infinite or beyond binary64."""
+        got, e = self.got[index], self.enclosure(index, bits)
+        lo, hi, exp = hull(e) if loose else e
+        places = self.width(bits) + self.fmt.precision
+        if lo == hi == 0:
+            return None if got else (0, 0)
+        if got == 0:
+            return 1 << places, 1 << places
+        if abs(got) == self.fmt.infinity_ordinal:
+            return 0, 0
+        if lo < 0:
+            lo, hi, got = -hi, -lo, -got
+        man, unit = formats.exact(got, self.fmt)
+        if man.bit_length() + unit - hi.bit_length() - exp > 1100:
+            return None
+        num, scale = (man << (unit - exp), 0) if unit >= exp else (man, exp - unit)
+        near, far = absolute(num - (hi << scale), num - (lo << scale))
+        return (near << places) // (hi << scale), -((-far << places) // (lo << scale))
+
+    def absolute_error(self, index: int, bits: int, loose: bool) -> Interval:
+        """|c - T| in units of 2^-W times the smallest subnormal."""
+        shift = self.ulp_exponent(index) - self.subnormal_exponent
+        lo, hi = self._ulp(index, bits, loose)
+        return lo << shift, hi << shift
+
+    @property
+    def subnormal_exponent(self) -> int:
+        """log2 of the smallest subnormal."""
+        return self.fmt.emin - self.fmt.precision + 1
+
+    @property
+    def _ulp_unit(self) -> int:
+        return -self.width(self.truth.bits)
+
+    @property
+    def _relative_unit(self) -> int:
+        return self._ulp_unit - self.fmt.precision
+
+    # ---- maxima ----
+
+    def _maximum(self, indices: Sequence[int], figure: Figure, exp: int) -> tuple[float, int]:
+        """The largest figure fixed to 40 bits, and the first index that has it; `exp` is its unit at the base precision."""
+        found = [(index, figure(index, self.truth.bits, True)) for index in indices]
+        best = max(inf if interval is None else interval[0] for _, interval in found)
+        # all that may round to the same 40 bits as the largest, or to infinity as it does
+        huge = 1 << (1023 - exp)
+        least = huge if best >= huge else int(best) - (int(best) >> (MAXIMUM_BITS - 1))
+        fixed = [(self._fixed(index, figure, exp), index) for index, interval in found if interval is None or interval[1] >= least]
+        top = max(value for value, _ in fixed)
+        return top, next(index for value, index in fixed if value == top)
+
+    def _fixed(self, index: int, figure: Figure, exp: int, digits: int = MAXIMUM_BITS) -> float:
+        """One element's figure to `digits` significant bits, refining its truth until both ends agree."""
+        bits = self.truth.bits
+        while (interval := figure(index, bits, True)) is not None:
+            if (fixed := fix(*interval, 1, exp, digits)) is not None:
+                return fixed
+            bits, grown = more(bits, "an error")
+            exp -= grown
+        return inf
+
+    def max_ulp(self) -> tuple[float, int]:
+        """The largest ULP error and its flat index."""
+        return self._maximum(self.compared, self._ulp, self._ulp_unit)
+
+    def ranked(self, count: int) -> list[int]:
+        """Flat indices of the `count` largest ULP errors, equal to 40 bits being a tie that the first index wins; no exact ones."""
+        bounds = [(i, *self._ulp(i, self.truth.bits, True)) for i in self.compared]
+        lows = nlargest(count, (lo for _, lo, _ in bounds))
+        least = lows[-1] - (lows[-1] >> (MAXIMUM_BITS - 1)) if len(lows) == count > 0 else 0
+        fixed = [(-self._fixed(i, self._ulp, self._ulp_unit), i) for i, _, hi in bounds if hi and hi >= least]
+        return [i for _, i in sorted(fixed)[:count]]
+
+    def max_rel(self, normal: bool) -> tuple[float, int] | None:
+        """The largest relative error and its flat index, over all compared elements or over those with a normal R."""
+        chosen = [i for i in self.compared if not normal or self.kinds.normal[i]]
+        return self._maximum(chosen, self._relative, self._relative_unit) if chosen else None
+
+    def max_abs(self) -> float:
+        """The largest absolute error."""
+        return self._maximum(self.compared, self.absolute_error, self.subnormal_exponent + self._ulp_unit)[0]
+
+    def ulp(self, index: int) -> float:
+        """One element's ULP error to 20 significant bits."""
+        return self._fixed(index, self._ulp, self._ulp_unit, MEAN_BITS)
+
+    def rel(self, index: int) -> float:
+        """One element's relative error to 20 significant bits."""
+        return self._fixed(index, self._relative, self._relative_unit, MEAN_BITS)
+
+    # ---- means and percentiles ----
+
+    def _refined(self, figure: Callable[[list[Interval], int], float | None], loose: bool) -> float:
+        """figure(signed ULP errors of all compared elements, their unit) at the first precision that decides it."""
+        bits = self.truth.bits
+        while (value := figure([self.signed_ulp(i, bits, loose) for i in self.compared], -self.width(bits))) is None:
+            bits, _ = more(bits, "a mean")
+        return value
+
+    def mean_ulp(self) -> float:
+        """The mean ULP error."""
+        return self._refined(lambda found, exp: _mean([absolute(lo, hi) for lo, hi in found], exp), loose=True)
+
+    def bias_ulp(self) -> float:
+        """The signed mean ULP error."""
+        return self._refined(_mean, loose=True)
+
+    def percentile_ulp(self, percent: int) -> float:
+        """Nearest-rank percentile of the ULP errors, as the upper edge of its bin."""
+        rank = -(-percent * len(self.compared) // 100) - 1
+
+        def edge(found: list[Interval], exp: int) -> float | None:
+            sizes = [absolute(lo, hi) for lo, hi in found]
+            # hi > 0 only where c != T (an enclosure that is not a point holds no number of a format): then the bin is not 0
+            low = sorted(max(lo, 1) if hi else 0 for lo, hi in sizes)[rank]
+            upper = bin_edge(sorted(hi for _, hi in sizes)[rank], exp)
+            return upper if bin_edge(low, exp) == upper else None
+
+        return self._refined(edge, loose=False)
+
+    # ---- tolerances ----
+
+    def beyond(self, tolerances: Sequence[Tolerance]) -> list[int]:
+        """Flat indices of the compared elements whose error exceeds their row's tolerance, one tolerance a row."""
+        return [i for i in self.compared if self._exceeds(i, tolerances[i // self.truth.width])]
+
+    def _exceeds(self, index: int, tolerance: Tolerance) -> bool:
+        if tolerance.normal_only and not self.kinds.normal[index]:
+            return False
+        bits = self.truth.bits
+        while (verdict := self._compare(index, tolerance, bits)) is None:
+            bits, _ = more(bits, "a comparison with the bound")
+        return verdict
+
+    def _compare(self, index: int, tolerance: Tolerance, bits: int) -> bool | None:
+        """Whether |c - T| > absolute + relative |T|, all in units of 2^-W ulp; None where the enclosure does not tell.
+
+        An error proven to be within 2^-256 of the tolerance, relatively, counts as equal to it: not beyond.
+        """
+        unit = self.ulp_exponent(index) - self.width(bits)
+        t_lo, t_hi = absolute(*self._truth(index, bits, unit, True))
+        e_lo, e_hi = self._ulp(index, bits, True)
+        a, r = tolerance.absolute, tolerance.relative
+        num, den = _units(a.numerator, a.denominator, unit)
+        scale = den * r.denominator
+        base = num * r.denominator
+        low, high = (base + t * r.numerator * den for t in (t_lo, t_hi))
+        if e_hi * scale <= low:
+            return False
+        if e_lo * scale > high:
+            return True
+        apart = max(e_hi * scale - low, high - e_lo * scale)
+        return False if apart << TIE_BITS <= low else None
+
+    def row_slice(self, row: int) -> range:
+        """Flat indices of one row of the output."""
+        return range(row * self.truth.width, (row + 1) * self.truth.width)
+
+
+def _mean(intervals: Sequence[Interval], exp: int) -> float | None:
+    low, high = sum(lo for lo, _ in intervals), sum(hi for _, hi in intervals)
+    return fix(low, high, len(intervals), exp, MEAN_BITS, ULP_STEP)
+
+
+def _units(num: int, den: int, unit: int) -> tuple[int, int]:
+    """num / den in units of 2^unit, as a quotient of integers."""
+    return (num, den << unit) if unit >= 0 else (num << -unit, den)
+
+
+def _top(e: tuple[int, int, int]) -> int:
+    return min(abs(e[0]), abs(e[1])).bit_length() + e[2]
+
+
+def more(bits: int, what: str) -> tuple[int, int]:
+    """Twice the precision, and by how much it grew; Undecided past the cap."""
+    if bits >= MAX_PRECISION:
+        raise Undecided(f"{what} is undecided at {bits} bits: it lies too close to a boundary of its rounding")
+    finer = min(2 * bits, MAX_PRECISION)
+    return finer, finer - bits
