@@ -30,6 +30,7 @@ from service.routes.contract import REF
 from service.settings import Settings, check_binding
 
 OPENAPI_FILE = Path(__file__).with_name("openapi.json")
+_MAX_HEADER_BYTES = 65536
 _GRACE = 10  # seconds that requests in flight have on shutdown
 _DESCRIPTION = """Tells how far a softmax or cross-entropy computation is from the certified truth, and why.
 
@@ -63,6 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
         telemetry=_NO_TELEMETRY,
     )
+    app.state.receiving = 0  # bodies on their way
     app.state.settings, app.state.pool, app.state.meters, app.state.example = settings, pool, Meters(pool), pages.Example()
     for router in (evaluate.router, truth.router, catalogue.router, health.router, pages.router):
         app.include_router(router)
@@ -157,6 +159,8 @@ def serve(settings: Settings) -> None:
         server_header=False,
         proxy_headers=False,
         ws="none",
+        http="h11",  # it bounds the size of headers; httptools reads them without end
+        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         timeout_graceful_shutdown=_GRACE,
     )
 

@@ -156,12 +156,19 @@ async def json_body(request: Request, limits: Limits) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and (len(declared) > 18 or int(declared) > limits.max_body_bytes):
         raise _too_large(limits)
+    state = request.app.state
+    if state.receiving >= limits.max_waiting:
+        detail = f"{limits.max_waiting} bodies are on their way already (the limit max_waiting)"
+        raise Problem("too-many-requests", detail, headers={"Retry-After": "2", "Connection": "close"})
+    state.receiving += 1
     try:
         async with asyncio.timeout(limits.body_seconds):
             return await _collected(request, limits)
     except TimeoutError:
         detail = f"the body was not complete within body_seconds = {limits.body_seconds:g}"
         raise Problem("body-timeout", detail, headers={"Connection": "close"}) from None
+    finally:
+        state.receiving -= 1
 
 
 def _check_media(headers: Headers) -> None:
@@ -170,8 +177,9 @@ def _check_media(headers: Headers) -> None:
     if kind.strip().lower() != "application/json" or charset not in ("", "charset=utf-8"):
         detail = f"this route takes application/json in UTF-8, not {quoted(headers.get('content-type', 'an unnamed type'))}"
         raise Problem("unsupported-media-type", detail, (Finding("Content-Type", detail),))
-    if headers.get("content-encoding", "identity").strip().lower() != "identity":
-        detail = f"content encoding {quoted(headers['content-encoding'])} is not taken; send the body as it is"
+    encodings = ", ".join(headers.getlist("content-encoding"))
+    if encodings.strip().lower() not in ("", "identity"):
+        detail = f"content encoding {quoted(encodings)} is not taken; send the body as it is"
         raise Problem("unsupported-media-type", detail, (Finding("Content-Encoding", detail),))
 
 

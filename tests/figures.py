@@ -425,18 +425,30 @@ def _preserves(x: Sequence[float], row: list[Cell]) -> bool:
     return not any(map(math.isnan, c)) and any(ci == max(c) for xi, ci in zip(x, c, strict=True) if xi == max(x))
 
 
+@dataclass(frozen=True)
+class Between:
+    """Equal to every number from low to high: what the balls leave open."""
+
+    low: int
+    high: int
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, int) and self.low <= other <= self.high
+
+
 def _preserved(
-    op: str, problem: Sequence[tuple[Sequence[float], Target]], lit: list[tuple[int, Sequence[float], list[Cell]]]
-) -> int:
+    op: str, problem: Sequence[tuple[Sequence[float], Target]], lit: Sequence[tuple[int, Any, list[Cell]]]
+) -> int | Between:
     if op in ("softmax", "log_softmax"):
         return sum(_preserves(x, row) for _, x, row in lit)
-    return sum(_keeps(op, x, problem[k][1], [cell.c for cell in row]) for k, x, row in lit)
+    kept = [_keeps(op, x, problem[k][1], [cell.c for cell in row]) for k, x, row in lit]
+    return Between(sum(map(all, kept)), sum(map(any, kept)))
 
 
-def _keeps(op: str, x: Sequence[float], target: Target, c: list[float]) -> bool:
-    """As _preserves, with the maximum looked for among the truths themselves; what 8192 bits do not part counts as equal."""
+def _keeps(op: str, x: Sequence[float], target: Target, c: list[float]) -> list[bool]:
+    """As _preserves, one for each element that may be the largest truth; what 8192 bits do not part counts as equal."""
     if any(map(math.isnan, c)):
-        return False
+        return [False]
     for prec in (256, LAST, 1 << 18):
         with ctx.workprec(prec):
             truths = enclose(op, x, target, prec)
@@ -445,7 +457,7 @@ def _keeps(op: str, x: Sequence[float], target: Target, c: list[float]) -> bool:
             at = [k for k, ball in enumerate(balls) if not any(other - ball > abs(ball) * near for other in balls)]
         if len(at) == 1:
             break
-    return any(c[k] == max(c) for k in at)
+    return [c[k] == max(c) for k in at]
 
 
 def _inversions(x: Sequence[float], row: list[Cell]) -> int:

@@ -215,3 +215,41 @@ def test_metrics_count_by_route_and_status(service):
     assert "softgauge_request_seconds_bucket" in text
     assert "# TYPE softgauge_process_restarts_total counter\nsoftgauge_process_restarts_total " in text
     assert "# TYPE softgauge_requests_waiting gauge\nsoftgauge_requests_waiting 0.0" in text
+
+
+def test_headers_without_end_are_refused(service):
+    flood = b"".join(b"X-%d: %s\r\n" % (i, b"a" * 8000) for i in range(20))
+    with socket.create_connection((service.base_url.host, service.base_url.port), timeout=10) as connection:
+        try:
+            connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n" + flood)
+            answer = connection.recv(65536)
+        except (BrokenPipeError, ConnectionResetError):
+            answer = b""  # refused while it was still being sent
+    assert b" 200 " not in answer
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
+
+
+def test_a_second_content_encoding_is_seen(service):
+    body = json.dumps(GOOD).encode()
+    answer = raw(service, head(len(body), "Content-Encoding: identity", "Content-Encoding: gzip") + body)
+    assert answer.startswith(b"HTTP/1.1 415")
+
+
+def test_so_many_unfinished_bodies_are_refused_and_no_finished_one_suffers(service):
+    """max_waiting bodies may be on their way at once: what they hold is bounded."""
+    waiting = [
+        socket.create_connection((service.base_url.host, service.base_url.port), timeout=10) for _ in range(Limits().max_waiting)
+    ]
+    try:
+        for connection in waiting:
+            connection.sendall(head(1000) + b"{")
+        deadline = time.monotonic() + 10
+        while (status := service.post("/v1/evaluate", json=GOOD).status_code) != 429:
+            assert time.monotonic() < deadline
+        assert status == 429
+        assert service.get("/health/live").status_code == 200
+    finally:
+        for connection in waiting:
+            connection.close()
+    while service.post("/v1/evaluate", json=GOOD).status_code != 200:
+        assert time.monotonic() < deadline + 10
