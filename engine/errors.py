@@ -18,6 +18,9 @@ class Undecided(EngineError):
 
 
 def quoted(value: object) -> str:
-    """A value as a message repeats it: its repr, cut to 64 characters and the quotes; repr itself refuses an integer of thousands of digits."""
+    """A value as a message repeats it: its repr, cut to 64 characters and the quotes.
+
+    repr itself refuses an integer of thousands of digits.
+    """
     text = "an integer of more than 60 digits" if isinstance(value, int) and abs(value) >= 10**60 else repr(value)
     return text if len(text) <= 66 else f"{text[:61]}..."

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import socket
 import sys
 import threading
 import traceback
@@ -84,12 +85,28 @@ def serve(host: str | None, port: int | None) -> None:
 
     given: dict[str, Any] = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     try:
-        listen(replace(Settings.from_environment(os.environ), **given))
+        settings = replace(Settings.from_environment(os.environ), **given)
+        _check_address(settings.host, settings.port)
+        listen(settings)
     except SettingsError as error:
         raise Refused(str(error)) from None
 
 
+def _check_address(host: str, port: int) -> None:
+    """Refuse what cannot be listened on before anything starts: uvicorn would log it and end with the status of --fail-on."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        detail = f"cannot listen on {host}, port {port}: {error.strerror or error}"
+        raise Refused(f"{detail}; choose another with --port or --host") from None
+
+
 # ---- softgauge evaluate ----------------------------------------------------------------------------------------------
+
+_TARGETS = "Class indices separated by commas, one for each row of logits; or distributions, written like the logits."
 
 
 @main.command()
@@ -101,7 +118,7 @@ def serve(host: str | None, port: int | None) -> None:
 @click.option("--n", type=int, help="Logits per row of a family.  [default: 10]")
 @click.option("--seed", type=int, help="Seed of a family.  [default: 0]")
 @click.option("--param", "params", metavar="NAME=VALUE", multiple=True, help="A parameter of the family (repeatable).")
-@click.option("--targets", metavar="ROWS|FILE", help="Class indices such as '2,0' (one a row), or distributions like the logits.")
+@click.option("--targets", metavar="ROWS|FILE", help=_TARGETS)
 @click.option("--targets-key", metavar="NAME", help="As --key, for --targets.")
 @click.option("--grad-output", metavar="ROWS|FILE", help="For softmax_vjp: like the logits.")
 @click.option("--grad-output-key", metavar="NAME", help="As --key, for --grad-output.")
@@ -109,7 +126,11 @@ def serve(host: str | None, port: int | None) -> None:
 @click.option("--variant", "variants", multiple=True, help="Repeatable.  [default: all of the op]")
 @click.option("--summation", default="numpy", show_default=True, help="How the variants add.")
 @click.option("--include", multiple=True, type=click.Choice(["values", "truth", "ranks"]), help="Show these too (repeatable).")
-@click.option("--worst", type=int, help="How many of the worst elements to name for each outcome.  [default: 1; 8 with --json]")
+@click.option(
+    "--worst",
+    type=click.IntRange(0, LIMITS.max_worst),
+    help="How many of the worst elements to name for each outcome.  [default: 1; 8 with --json]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Write the answer of POST /v1/evaluate instead of a table.")
 @click.option("--fail-on", type=click.Choice(["unstable", "inaccurate"]), help="Exit with 1 at this status or a worse one.")
 def evaluate(as_json: bool, fail_on: str | None, **asked: Any) -> None:
@@ -395,7 +416,7 @@ def _report(problem: engine.Problem, evaluation: engine.Evaluation) -> str:
         if any(outcome.worst for outcome in outcomes):
             console.print()
             console.print(_worst_table(outcomes))
-        for line in _rules(outcomes):
+        for line in [*_rules(outcomes), *_without_truth(problem, outcomes)]:
             console.print(line, soft_wrap=True)
     return captured.get()
 
@@ -478,7 +499,34 @@ def _rules(outcomes: Sequence[engine.Outcome]) -> Iterator[str]:
     yield f"\naccurate: {outcomes[0].bound.rule}; u = {units}"
     for name, o in reversed(first.items()):
         if o.input_rounding.changed:
-            yield f"{name}: rounding changed {o.input_rounding.changed} logits, by at most {o.input_rounding.max_abs:.3g}"
+            changed = _counted(o.input_rounding.changed, "logit")
+            yield f"{name}: rounding changed {changed}, by at most {o.input_rounding.max_abs:.3g}"
+
+
+def _without_truth(problem: engine.Problem, outcomes: Sequence[engine.Outcome]) -> Iterator[str]:
+    """What gates must not overlook: rows whose truth is no number, where an output that is none either is accurate."""
+    given = problem.logits.astype(np.float64)
+    truth = "NaN or infinite" if problem.op == "logsumexp" else "NaN"
+    if rows := int(_special(given).sum()):
+        has = "has" if rows == 1 else "have"
+        yield f"{_counted(rows, 'row')} {has} a NaN or +inf logit, or only -inf: the truth there is {truth}, as the output must be"
+    for name in dict.fromkeys(o.format for o in outcomes):
+        rounded = engine.round_array(problem.logits, engine.FORMATS[name]).astype(np.float64)
+        if became := int((np.isfinite(given) & np.isinf(rounded)).sum()):
+            rows = int((_special(rounded) & ~_special(given)).sum())
+            whose = "its row" if became == rows == 1 else _counted(rows, "row")
+            lost = f"; the truth of {whose} is {truth}" if rows else " (-inf, probability 0)"
+            yield f"{name}: {_counted(became, 'finite logit')} became infinite{lost}"
+
+
+def _special(logits: tensors.Array) -> tensors.Array:
+    """Which rows have a NaN or +inf, or nothing but -inf."""
+    rows: tensors.Array = (np.isnan(logits) | (logits == np.inf)).any(axis=-1) | (logits == -np.inf).all(axis=-1)
+    return rows
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 if __name__ == "__main__":

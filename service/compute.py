@@ -97,15 +97,16 @@ class Child:
         """Wait for the end of the process."""
         await self._process.wait()
 
-    async def answer(self, task: str, body: bytes) -> bytes:
+    async def answer(self, task: str, body: bytes, heavy: asyncio.Semaphore) -> bytes:
         """The answer's bytes. Raises Problem, or ChildDied if the process died before it took the request.
 
-        Whatever else ends this call, a cancellation above all, kills the process.
+        A request estimated to be heavy goes on only under `heavy`, at once or not at all. Whatever else ends this call, a
+        cancellation above all, kills the process.
         """
         self.served += 1
         taken = False
         try:
-            async with asyncio.timeout(self._limits.deadline_seconds) as deadline:
+            async with contextlib.AsyncExitStack() as held, asyncio.timeout(self._limits.deadline_seconds) as deadline:
                 await self._send({"task": task}, body)
                 await self._receive()
                 taken = True
@@ -113,6 +114,10 @@ class Child:
                 if header["frame"] == "estimate":
                     seconds = max(self._limits.deadline_seconds, self._limits.deadline_factor * float(header["seconds"]))
                     deadline.reschedule(asyncio.get_running_loop().time() + seconds)
+                    if header["waits"]:
+                        await self._send({"go": not heavy.locked()})
+                        if not heavy.locked():
+                            await held.enter_async_context(heavy)
                     header, answer = await self._receive()
         except TimeoutError:
             self.kill()
@@ -164,13 +169,17 @@ def _died() -> Problem:
 
 
 class Pool:
-    """As many children as there are workers, each started again when it ends."""
+    """A child for each worker and one more, each started again when it ends.
+
+    Heavy requests take no more children than there are workers, so that light ones never wait for them.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._idle: asyncio.Queue[Child] = asyncio.Queue()
         self._children: set[Child] = set()
         self._slots: list[asyncio.Task[None]] = []
+        self._heavy = asyncio.Semaphore(settings.workers)
         self.counts = Counts()
 
     @property
@@ -181,7 +190,7 @@ class Pool:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Pool]:
         """The pool with its children, which end with it."""
-        self._slots = [asyncio.create_task(self._slot()) for _ in range(self._settings.workers)]
+        self._slots = [asyncio.create_task(self._slot()) for _ in range(self._settings.workers + 1)]
         try:
             yield self
         finally:
@@ -191,7 +200,7 @@ class Pool:
 
     async def answer(self, task: str, body: bytes) -> bytes:
         """The bytes of the answer, from the next free child. Raises Problem. Cancelling this kills the child."""
-        for _ in range(self._settings.workers + 1):
+        for _ in range(self._settings.workers + 2):
             try:
                 return await self._attempt(task, body)
             except ChildDied:  # it was dead before it took the request, which may well ask another
@@ -202,7 +211,7 @@ class Pool:
         child = await self._free_child()
         self.counts.busy += 1
         try:
-            return await child.answer(task, body)
+            return await child.answer(task, body, self._heavy)
         finally:
             self.counts.busy -= 1
             self._offer(child)
@@ -293,11 +302,22 @@ def _own_stdout() -> BinaryIO:
     return pipe
 
 
-def _answer(task: str, body: bytes, limits: Limits, write: Write) -> bool:
+def _announce(seconds: float, limits: Limits, requests: BinaryIO, write: Write) -> None:
+    """Tell the estimate; a heavy request then waits for the word to go on. Raises Problem if that is a no."""
+    waits = seconds > limits.light_seconds
+    write({"frame": "estimate", "seconds": seconds, "waits": waits})
+    if waits and not ((word := _read_frame(requests)) and word[0]["go"]):
+        detail = (
+            f"as many requests above light_seconds = {limits.light_seconds:g} as may be are under way (this one: {seconds:.3g} s)"
+        )
+        raise Problem("too-many-requests", detail, headers={"Retry-After": "5"})
+
+
+def _answer(task: str, body: bytes, limits: Limits, requests: BinaryIO, write: Write) -> bool:
     """Run one task and write its answer or its problem; whether the process is still fit for the next one."""
     write({"frame": "taken"})
     try:
-        answer = TASKS[task](body, limits, lambda seconds: write({"frame": "estimate", "seconds": seconds}))
+        answer = TASKS[task](body, limits, lambda seconds: _announce(seconds, limits, requests, write))
     except Problem as problem:
         write({"frame": "problem", "last": False, **problem.fields()})
     except MemoryError:
@@ -329,7 +349,7 @@ def main() -> None:
     write({"frame": "ready"})
     fit = True
     while fit and (request := _read_frame(requests)):
-        fit = _answer(request[0]["task"], request[1], limits, write)
+        fit = _answer(request[0]["task"], request[1], limits, requests, write)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ class Problem(Exception):
 
     def fields(self) -> dict[str, object]:
         """What crosses the pipe from a child process."""
-        return {"kind": self.kind, "detail": self.detail, "errors": [[row.pointer, row.detail] for row in self.errors]}
+        rows = [[row.pointer, row.detail] for row in self.errors]
+        return {"kind": self.kind, "detail": self.detail, "errors": rows, "headers": self.headers}
 
     def document(self, instance: str, request_id: str) -> bytes:
         """The body of the answer."""
@@ -82,9 +83,9 @@ class Problem(Exception):
 
 def from_fields(fields: Mapping[str, object]) -> Problem:
     """The inverse of Problem.fields."""
-    rows = fields["errors"]
+    rows, headers = fields["errors"], fields["headers"]
     found = tuple(Finding(*row) for row in rows) if isinstance(rows, list) else ()
-    return Problem(str(fields["kind"]), str(fields["detail"]), found)
+    return Problem(str(fields["kind"]), str(fields["detail"]), found, headers if isinstance(headers, dict) else None)
 
 
 def from_engine(error: engine.EngineError, pointer: str) -> Problem:

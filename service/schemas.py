@@ -38,13 +38,21 @@ Shape = Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=4)]
 DType = Annotated[Name, Field(description="A format, or an alias of one in any case.", examples=["float32"])]
 
 
+def _without_default(schema: dict[str, Any]) -> None:
+    """Left out is not the same as the one value that may be given."""
+    del schema["default"]
+
+
+_ROUNDING = "How a value that the dtype cannot hold exactly is rounded; left out, such a value is refused."
+
+
 class JsonTensor(Strict):
     """Numbers, nested in the shape or flat in row-major order, exact in the dtype unless rounding is asked for."""
 
     dtype: DType
     shape: Shape
     data: Numbers
-    rounding: Literal["nearest"] = "nearest"
+    rounding: Annotated[Literal["nearest"], Field(description=_ROUNDING, json_schema_extra=_without_default)] = "nearest"
 
 
 class Base64Tensor(Strict):
@@ -87,17 +95,21 @@ class Inputs(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     __pydantic_extra__: dict[str, Annotated[Any, _Documented(float | Annotated[str, Field(max_length=64)])]]
 
-    family: Name
-    rows: Annotated[int, Field(ge=1)]
+    family: Annotated[Name, Field(description="its name")]
+    rows: Annotated[int, Field(ge=1, description="rows of logits")]
     n: Annotated[int, Field(ge=1, description="logits per row")]
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)]
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1, description="the same seed gives the same logits")]
 
 
 Op = Annotated[Name, Field(description="What is computed: see /v1/ops.")]
 Logits = Annotated[MaybeTensor, Field(description="Rank 1 to 4; the last axis is reduced. A bare list is float64.")]
-_TARGETS = "Class indices (the logits' shape without the last axis), or distributions (the logits' shape)."
+_TARGETS = (
+    "Class indices (the logits' shape without the last axis), or distributions (the logits' shape), which evaluate rounds to "
+    "each format, as it does the logits. input_rounding does not count them."
+)
+_GRAD_OUTPUT = "For softmax_vjp; the logits' shape. evaluate rounds it to each format too; input_rounding does not count it."
 TargetsField = Annotated[AnyTargets, Field(description=_TARGETS)]
-GradOutput = Annotated[MaybeTensor, Field(description="For softmax_vjp; the logits' shape.")]
+GradOutput = Annotated[MaybeTensor, Field(description=_GRAD_OUTPUT)]
 _AXIS = "The axis that is reduced: only the last one, as -1 or as the logits' rank - 1."
 Axis = Annotated[int, Field(description=_AXIS)]
 NonFinite = Annotated[Literal["ieee"], Field(description="What rows with NaN or infinite logits mean: see /v1/ops.")]
@@ -115,7 +127,7 @@ class ProblemRequest(Strict):
 
     op: Op
     logits: Logits = None
-    inputs: Inputs | None = None
+    inputs: Annotated[Inputs | None, Field(description="A seeded family instead of logits: see /v1/inputs.")] = None
     targets: TargetsField = None
     grad_output: GradOutput = None
     axis: Axis = -1
@@ -123,7 +135,10 @@ class ProblemRequest(Strict):
 
 
 class EvaluateRequest(ProblemRequest):
-    """Run built-in variants of an op and measure them. Exactly one of logits and inputs is given."""
+    """Run built-in variants of an op and measure them. Exactly one of logits and inputs is given.
+
+    The logits are rounded to each format first, and the truth is that of the rounded ones.
+    """
 
     formats: Formats = DEFAULT_FORMATS
     variants: Variants = None
@@ -133,9 +148,13 @@ class EvaluateRequest(ProblemRequest):
 
 
 class TruthRequest(ProblemRequest):
-    """The certified truth of one problem in one format. Exactly one of logits and inputs is given."""
+    """The certified truth of one problem in one format. Exactly one of logits and inputs is given.
 
-    format: Annotated[Name, Field(description="The result is rounded to it; the logits are taken as they are. See /v1/formats.")]
+    The logits are taken exactly as given, and only the result is rounded to the format. Give them in that format
+    ({"dtype": "float16", "shape": [3], "rounding": "nearest", "data": [...]}) for the truth that evaluate judges by.
+    """
+
+    format: Annotated[Name, Field(description="The result is rounded to it, the logits are not. See /v1/formats.")]
     digits: Annotated[int, Field(ge=1, description="Significant decimal digits, at most the limit max_digits.")] = 30
 
 
@@ -196,136 +215,291 @@ TRUTH_EXAMPLES: dict[str, dict[str, Any]] = {
 }
 
 
+# Answers to EVALUATE_ANSWERED and to the first example of the truth.
+EVALUATE_ANSWERED: dict[str, Any] = {
+    "op": "softmax",
+    "logits": [[0, -12]],
+    "formats": ["float16"],
+    "variants": ["shifted"],
+    "include": ["values", "truth", "ranks"],
+    "worst": 1,
+}
+EVALUATE_ANSWER: dict[str, Any] = {
+    "op": "softmax",
+    "rows": 1,
+    "n": 2,
+    "logits_digest": "sha256:c7caf378dae3d1af4b818b9dec16e4db08f4672d55310cc65abaa4908b7b058d",
+    "nonfinite": "ieee",
+    "engine": {"version": "0.1.0", "schema": 1, "fingerprint": "numpy 2.4.6 X86_V2+X86_V3"},
+    "outcomes": [
+        {
+            "variant": "shifted",
+            "format": "float16",
+            "summation": "numpy",
+            "status": "accurate",
+            "metrics": {
+                "n": 2,
+                "compared": 2,
+                "max_ulp": 0.08214444307043323,
+                "argmax_ulp": 1,
+                "mean_ulp": 0.047364234924316406,
+                "p50_ulp": 0.01271896423326053,
+                "p99_ulp": 0.08282729019748383,
+                "max_ulp_ordinal": 0,
+                "correctly_rounded": 2,
+                "max_rel": 0.0007968833352682836,
+                "argmax_rel": 1,
+                "max_rel_normal": 6.1442123533289594e-06,
+                "max_abs": 6.144174602214225e-06,
+                "bias_ulp": -0.03478050231933594,
+                "nan_count": 0,
+                "nan_unexpected": 0,
+                "nan_missing": 0,
+                "inf_count": 0,
+                "overflow_count": 0,
+                "zero_count": 0,
+                "underflow_count": 0,
+                "underflow_premature": 0,
+                "false_zero_count": 0,
+                "subnormal_count": 1,
+                "special_mismatch": 0,
+                "sum_defect": 6.139278411865234e-06,
+                "step_overflow_count": 0,
+                "step_underflow_count": 2,
+                "step_invalid_count": 0,
+                "kl": {"worst": 2.0827367608333702e-11, "mean": 2.0827367608333702e-11, "worst_row": 0},
+                "total_variation": {"worst": 3.0745359254069626e-06, "mean": 3.0745359254069626e-06, "worst_row": 0},
+                "argmax_preserved": 1,
+                "rank_inversions": 0,
+                "backward_error": {"worst": 0.0, "mean": 0.0, "worst_row": 0},
+            },
+            "worst": [
+                {
+                    "index": [0, 1],
+                    "logit": -12.0,
+                    "got": 6.139278411865234e-06,
+                    "expected": "6.1441746022147178e-6",
+                    "ulp": 0.08214449882507324,
+                    "rel": 0.0007968833670020103,
+                }
+            ],
+            "faults": [
+                {
+                    "step": "exp",
+                    "kind": "underflow",
+                    "count": 1,
+                    "first_index": [0, 1],
+                    "detail": (
+                        "exp(-12) is below the smallest normal float16, 6.103515625e-05"
+                        ", and became the subnormal 6.139278411865234e-06"
+                    ),
+                },
+                {
+                    "step": "divide",
+                    "kind": "underflow",
+                    "count": 1,
+                    "first_index": [0, 1],
+                    "detail": (
+                        "6.139278411865234e-06 / 1 is below the smallest normal float16, 6.103515625e-05"
+                        ", and became the subnormal 6.139278411865234e-06"
+                    ),
+                },
+            ],
+            "bound": {
+                "rule": "max_rel_normal of a row at most (n + 4 + 2 (x_max - x_min)) u",
+                "unit_roundoff": 0.00048828125,
+                "coefficient": 0.0146484375,
+                "exceeded": 0,
+            },
+            "input_rounding": {"changed": 0, "max_abs": 0.0, "logit_shift": 0.0},
+            "certificate": {"relative_bound_log2": -83.0, "tiers": {"T3": 2}, "coverage": 1.0},
+            "values": [[1.0, 6.139278411865234e-06]],
+            "truth": [[1.0, 6.139278411865234e-06]],
+        }
+    ],
+}
+TRUTH_ANSWER: dict[str, Any] = {
+    "op": "logsumexp",
+    "format": "float64",
+    "digits": 20,
+    "rounded": {"dtype": "float64", "shape": [], "data": 4.248354255291589e-18},
+    "decimal": "4.2483542552915889863e-18",
+    "hex": "0x1.39792499b1a242654ee5e8ed775f4032c04p-58",
+    "radius_log2": -125,
+    "certificate": {"relative_bound_log2": -125.0, "tiers": {"T3": 1}, "coverage": 1.0},
+    "logits_digest": "sha256:8d09fb0992f8b851f87c7b8bdd1646e93c6a0934310cfbe29bd0372370c7826a",
+    "nonfinite": "ieee",
+    "engine": {"version": "0.1.0", "schema": 1, "fingerprint": "numpy 2.4.6 X86_V2+X86_V3"},
+}
+
+
 class RowFigure(BaseModel):
     """A figure taken per row."""
 
-    worst: SafeFloat
-    mean: SafeFloat
-    worst_row: Index
+    worst: Annotated[SafeFloat, Field(description="the largest")]
+    mean: Annotated[SafeFloat, Field(description="the mean over the rows that have a truth")]
+    worst_row: Annotated[Index, Field(description="the row of the largest, the first where several are equal")]
+
+
+_MAX_ULP_ORDINAL = "largest distance between c and R, counted in representable numbers"
+_SPECIAL_MISMATCH = (
+    "special mismatches: one of c and R is NaN, c is infinite and R is not or has the other sign, or T is infinite and c is not T"
+)
+_SUM_DEFECT = "worst row: softmax abs(sum c - 1), log_softmax abs(sum exp c - 1), cross_entropy_grad abs(sum c); summed exactly"
+_KL = "softmax, log_softmax: generalised Kullback-Leibler divergence of the truth from c, in nats"
+_ARGMAX_PRESERVED = (
+    "rows whose largest c is where the largest T is; null for logsumexp and cross_entropy, which have one number a row"
+)
+_RANK_INVERSIONS = 'softmax, log_softmax: pairs with x_i > x_j and c_i < c_j; only with include: ["ranks"]'
+_BACKWARD_ERROR = "softmax: the smallest change of the logits that explains c, where R is normal"
 
 
 class Metrics(BaseModel):
-    """What was measured. null: the figure has no value here."""
+    """What was measured. null: the figure has no value here.
+
+    T: the exact truth; c: the computed value; R: the truth correctly rounded to the format. Maxima and sum_defect have 40
+    significant bits; means, figures of rows and those in `worst` 20 (a mean of ULP errors no finer than 2^-20).
+    """
 
     n: Annotated[int, Field(description="elements")]
-    compared: Annotated[int, Field(description="elements that enter the numeric figures")]
-    max_ulp: Annotated[SafeFloat | None, Field(description="largest ULP error, against the unrounded truth")]
-    argmax_ulp: Annotated[int | None, Field(description="its flat index in C order")]
-    mean_ulp: SafeFloat | None
-    p50_ulp: SafeFloat | None
-    p99_ulp: SafeFloat | None
-    max_ulp_ordinal: Annotated[SafeInt | None, Field(description="largest distance counted in representable numbers")]
-    correctly_rounded: Annotated[int, Field(description="elements equal to the correctly rounded truth")]
-    max_rel: Annotated[SafeFloat | None, Field(description="largest relative error")]
-    argmax_rel: int | None
-    max_rel_normal: Annotated[SafeFloat | None, Field(description="the same where the rounded truth is normal")]
-    max_abs: Annotated[SafeFloat | None, Field(description="largest absolute error")]
-    bias_ulp: Annotated[SafeFloat | None, Field(description="signed mean ULP error")]
-    nan_count: int
-    nan_unexpected: int
-    nan_missing: int
-    inf_count: int
-    overflow_count: Annotated[int, Field(description="infinite where the rounded truth is finite")]
-    zero_count: int
-    underflow_count: int
-    underflow_premature: int
-    false_zero_count: Annotated[int, Field(description="zero where the rounded truth is normal")]
-    subnormal_count: int
-    special_mismatch: int
-    sum_defect: Annotated[SafeFloat | None, Field(description="distance of a row's sum from what it should be, worst row")]
-    step_overflow_count: int | None
-    step_underflow_count: int | None
-    step_invalid_count: int | None
-    kl: Annotated[RowFigure | None, Field(description="generalised Kullback-Leibler divergence, nats")]
-    total_variation: RowFigure | None
-    argmax_preserved: Annotated[int | None, Field(description="rows whose largest output is where the truth's is")]
-    rank_inversions: Annotated[int | None, Field(description='only with include: ["ranks"]')]
-    backward_error: Annotated[RowFigure | None, Field(description="smallest change of the logits that explains the output")]
+    compared: Annotated[int, Field(description="elements that enter the maxima and means")]
+    max_ulp: Annotated[SafeFloat | None, Field(description="largest ULP error, abs(c - T) / ulp(T)")]
+    argmax_ulp: Annotated[int | None, Field(description="its index in the flattened output, the first where several are equal")]
+    mean_ulp: Annotated[SafeFloat | None, Field(description="mean ULP error")]
+    p50_ulp: Annotated[SafeFloat | None, Field(description="median ULP error, as the upper edge of its bin (0, 2^-10, 2^(k/64))")]
+    p99_ulp: Annotated[SafeFloat | None, Field(description="99th percentile, likewise")]
+    max_ulp_ordinal: Annotated[SafeInt | None, Field(description=_MAX_ULP_ORDINAL)]
+    correctly_rounded: Annotated[int, Field(description="elements, out of n, with c = R (signs of zero apart) or both NaN")]
+    max_rel: Annotated[SafeFloat | None, Field(description="largest abs(c - T) / abs(T); T = 0 gives 0 or infinity, c = 0 gives 1")]
+    argmax_rel: Annotated[int | None, Field(description="its index in the flattened output")]
+    max_rel_normal: Annotated[SafeFloat | None, Field(description="max_rel where abs(R) is at least the smallest normal number")]
+    max_abs: Annotated[SafeFloat | None, Field(description="largest abs(c - T)")]
+    bias_ulp: Annotated[SafeFloat | None, Field(description="mean of the signed ULP error")]
+    nan_count: Annotated[int, Field(description="c is NaN")]
+    nan_unexpected: Annotated[int, Field(description="c is NaN and R is not")]
+    nan_missing: Annotated[int, Field(description="R is NaN and c is not")]
+    inf_count: Annotated[int, Field(description="c is infinite")]
+    overflow_count: Annotated[int, Field(description="c is infinite and R is finite")]
+    zero_count: Annotated[int, Field(description="c is 0")]
+    underflow_count: Annotated[int, Field(description="c is 0, T finite and not 0")]
+    underflow_premature: Annotated[int, Field(description="c is 0, T finite and not 0, R not 0")]
+    false_zero_count: Annotated[int, Field(description="c is 0, T finite, abs(R) at least the smallest normal number")]
+    subnormal_count: Annotated[int, Field(description="c is subnormal")]
+    special_mismatch: Annotated[int, Field(description=_SPECIAL_MISMATCH)]
+    sum_defect: Annotated[SafeFloat | None, Field(description=_SUM_DEFECT)]
+    step_overflow_count: Annotated[int | None, Field(description="overflows over all steps of the algorithm")]
+    step_underflow_count: Annotated[int | None, Field(description="underflows, likewise")]
+    step_invalid_count: Annotated[int | None, Field(description="invalid operations (such as inf / inf), likewise")]
+    kl: Annotated[RowFigure | None, Field(description=_KL)]
+    total_variation: Annotated[RowFigure | None, Field(description="softmax: sum abs(c - T) / 2")]
+    argmax_preserved: Annotated[int | None, Field(description=_ARGMAX_PRESERVED)]
+    rank_inversions: Annotated[int | None, Field(description=_RANK_INVERSIONS)]
+    backward_error: Annotated[RowFigure | None, Field(description=_BACKWARD_ERROR)]
+
+
+_LOGIT = "the logit there, in the format; null for logsumexp, cross_entropy and softmax_jacobian"
 
 
 class Worst(BaseModel):
     """One of the worst elements."""
 
-    index: list[Index]
-    logit: SafeFloat | None
-    got: SafeFloat
+    index: Annotated[list[Index], Field(description="its position in the output, one index for each axis")]
+    logit: Annotated[SafeFloat | None, Field(description=_LOGIT)]
+    got: Annotated[SafeFloat, Field(description="the computed value")]
     expected: Annotated[str, Field(description="the truth to 17 significant digits")]
-    ulp: SafeFloat | None
-    rel: SafeFloat | None
+    ulp: Annotated[SafeFloat | None, Field(description="ULP error; null for a special mismatch")]
+    rel: Annotated[SafeFloat | None, Field(description="relative error; null for a special mismatch")]
+
+
+_KIND = "overflow, underflow, invalid, divide_by_zero, or absorbed: a result 0 where R is normal, within the rule of accurate"
 
 
 class Fault(BaseModel):
-    """A step that broke."""
+    """A step of the algorithm that broke, all its calls taken together, in the order they first occurred."""
 
-    step: str
-    kind: Annotated[str, Field(description="overflow, underflow, invalid or divide_by_zero")]
-    count: int
-    first_index: list[Index]
-    detail: str
+    step: Annotated[str, Field(description="exp, sum, divide, ...; result for an absorbed one")]
+    kind: Annotated[str, Field(description=_KIND)]
+    count: Annotated[int, Field(description="elements of that step's results")]
+    first_index: Annotated[list[Index], Field(description="the first of them, as a position in the result of the step")]
+    detail: Annotated[str, Field(description="one sentence on the first of them")]
 
 
 class Bound(BaseModel):
     """The rule that tells accurate from inaccurate."""
 
-    rule: str
-    unit_roundoff: float
-    coefficient: Annotated[SafeFloat | None, Field(description="the widest row's (n + 4 + 2 (x_max - x_min)) u")]
-    exceeded: int
+    rule: Annotated[str, Field(description="what an accurate element keeps to")]
+    unit_roundoff: Annotated[float, Field(description="u, 2^-precision of the format")]
+    coefficient: Annotated[SafeFloat | None, Field(description="(n + 4 + 2 (x_max - x_min)) u of the row where it is largest")]
+    exceeded: Annotated[int, Field(description="elements beyond the rule")]
+
+
+_LOGIT_SHIFT = "(largest - smallest signed change) / 2 of the worst row: what softmax sees of it, blind to a shift of the whole row"
 
 
 class InputRounding(BaseModel):
-    """What rounding the inputs to the format changed."""
+    """What rounding the logits (not the targets, not grad_output) to the format changed."""
 
-    changed: int
-    max_abs: SafeFloat
-    logit_shift: SafeFloat
+    changed: Annotated[int, Field(description="logits that changed")]
+    max_abs: Annotated[SafeFloat, Field(description="largest change of one; infinite where a finite logit became infinite")]
+    logit_shift: Annotated[SafeFloat, Field(description=_LOGIT_SHIFT)]
+
+
+_RELATIVE_BOUND_LOG2 = "log2 of the relative radius to which the truth was enclosed; null where all of it is exact"
 
 
 class Certificate(BaseModel):
     """How the truth was proven."""
 
-    relative_bound_log2: float | None
-    tiers: dict[str, int]
-    coverage: float
+    relative_bound_log2: Annotated[float | None, Field(description=_RELATIVE_BOUND_LOG2)]
+    tiers: Annotated[dict[str, int], Field(description="elements by way of computing; T3, the only one, is mpmath")]
+    coverage: Annotated[float, Field(description="share of the elements whose truth is proven: 1, or there is no answer")]
 
 
 class Engine(BaseModel):
     """Who answered."""
 
-    version: str
-    schema_: Annotated[int, Field(alias="schema")]
-    fingerprint: str
+    version: Annotated[str, Field(description="of the package")]
+    schema_: Annotated[int, Field(alias="schema", description="number of the form and meaning of answers")]
+    fingerprint: Annotated[str, Field(description="NumPy's version and the processor features it uses")]
 
 
 Elements = TypeAliasType("Elements", "SafeFloat | list[Elements]")
 Texts = TypeAliasType("Texts", "str | list[Texts]")
 
 
+_STATUS = (
+    "unstable: a special mismatch; or a 0 where R is a normal number, beyond the rule of bound; or a softmax row whose sum is "
+    "further than 1/2 from 1 than that of R. inaccurate: else an element beyond the rule. accurate: none. An element whose truth "
+    "is NaN is right if it is NaN."
+)
+_DIGEST = "SHA-256 of the logits as given: dtype name, 0, shape as JSON, 0, little-endian bytes"
+
+
 class Outcome(BaseModel):
     """One variant in one format, measured against the truth."""
 
-    variant: str
+    variant: Annotated[str, Field(description="its name without that of the op")]
     format: str
     summation: str
-    status: Literal["accurate", "inaccurate", "unstable"]
+    status: Annotated[Literal["accurate", "inaccurate", "unstable"], Field(description=_STATUS)]
     metrics: Metrics
-    worst: list[Worst]
+    worst: Annotated[list[Worst], Field(description="special mismatches first, then by ULP error; exact elements are left out")]
     faults: list[Fault]
     bound: Bound
     input_rounding: InputRounding
     certificate: Certificate
-    values: Elements | None = None
-    truth: Elements | None = None
+    values: Annotated[Elements | None, Field(description="the output; only on request")] = None
+    truth: Annotated[Elements | None, Field(description="the truth, correctly rounded; only on request")] = None
 
 
 class EvaluateResponse(BaseModel):
     """Formats outermost, variants within."""
 
     op: str
-    rows: int
-    n: int
-    logits_digest: str
-    nonfinite: str
+    rows: Annotated[int, Field(description="rows of logits")]
+    n: Annotated[int, Field(description="logits per row")]
+    logits_digest: Annotated[str, Field(description=_DIGEST)]
+    nonfinite: Annotated[str, Field(description="as asked for")]
     engine: Engine
     outcomes: list[Outcome]
 
@@ -346,11 +520,13 @@ class TruthResponse(BaseModel):
     digits: int
     rounded: RoundedTensor
     decimal: Annotated[Texts, Field(description="the last digit is within 1")]
-    hex: Texts
-    radius_log2: Annotated[int | None, Field(description="relative radius of the worst element; null where all are exact")]
+    hex: Annotated[Texts, Field(description="the midpoint of the enclosure, exact, as a hex float of as many digits as it takes")]
+    radius_log2: Annotated[
+        int | None, Field(description="log2 of the relative radius of the worst element; null where all are exact")
+    ]
     certificate: Certificate
-    logits_digest: str
-    nonfinite: str
+    logits_digest: Annotated[str, Field(description=_DIGEST)]
+    nonfinite: Annotated[str, Field(description="as asked for")]
     engine: Engine
 
 

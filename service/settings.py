@@ -33,6 +33,7 @@ class Limits:
     max_errors: int = 20  # entries in the errors of a problem document
     max_string: int = 64  # characters of a numeric string
     max_outcomes: int = 200  # formats times variants
+    light_seconds: float = 1.0  # a request estimated to take no longer is light: it finds a process that no other takes
     estimate_seconds: float = 20.0  # a request estimated to take longer is refused
     deadline_seconds: float = 10.0  # the deadline is this, or
     deadline_factor: float = 5.0  # so many times the estimate, whichever is later
@@ -47,7 +48,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     data_dir: Path = Path("data")
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)  # and one more for light requests
     worker_memory_bytes: int = 2 * 2**30  # address space of one process
     worker_requests: int = 10_000  # a process is replaced after so many requests
     worker_start_seconds: float = 60.0

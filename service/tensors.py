@@ -203,7 +203,7 @@ def _floats(cells: _Cells, bounds: Bounds) -> Array:
             quick = np.array(cells.items, dtype=np.float64)
         except OverflowError:
             quick = np.array(np.nan)
-        if np.isfinite(quick).all():
+        if (np.abs(quick) < 1 << 53).all():
             return quick.reshape(cells.shape)
     return np.array(_each(cells, lambda item: _number(item, bounds.max_string), bounds), dtype=np.float64).reshape(cells.shape)
 
@@ -228,9 +228,12 @@ def _number(item: object, longest: int) -> float:
         return item
     if type(item) is int:
         try:
-            return float(item)
+            value = float(item)
         except OverflowError:
             raise ValueError("an integer beyond the largest float64") from None
+        if value != item:  # rounding it here and again to the dtype would round twice
+            raise ValueError(f"{quoted(str(item))} is no binary64 number; give one that is, such as {value!r}")
+        return value
     if type(item) is str:
         return _numeric_string(item, longest)
     raise ValueError(f"{_noun(item)} is not a number")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.client
+import json
 import math
 import os
 import re
@@ -20,12 +21,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from pydantic import BaseModel
 
 import engine
-from service import cli
+from service import cli, schemas
 from service.app import create_app
 from service.settings import Limits, Settings
 
@@ -45,7 +49,7 @@ def text() -> str:
 
 def table(heading: str, place: int = 0) -> list[list[str]]:
     """The cells of a table under a heading, without the row of names; code marks and backslashes taken off."""
-    section = re.split(r"^#+ ", text().split(f"\n## {heading}\n")[1], flags=re.M)[0]
+    section = re.split(r"^#+ ", re.split(rf"\n##+ {re.escape(heading)}\n", text())[1], flags=re.M)[0]
     tables = re.findall(r"(?:^\|.*\|\n)+", section, re.M)
     rows = [re.split(r"(?<!\\) ?\| ?", line)[1:-1] for line in tables[place].splitlines()]
     assert rows[1] == ["---"] * len(rows[0])
@@ -85,9 +89,68 @@ def test_input_families() -> None:
     assert table("Input families") == [[row["name"], parameters(row["parameters"]), plain(row["description"])] for row in rows]
 
 
+def described(model: type[BaseModel], prefix: str = "") -> list[list[str]]:
+    return [[prefix + (row.alias or name), row.description or ""] for name, row in model.model_fields.items()]
+
+
 def test_metrics() -> None:
     outcome = engine.evaluate(engine.Problem("softmax", engine.generate("ramp", 1, 2, 0))).outcomes[0]
+    assert table("Metrics") == described(schemas.Metrics)
     assert [name for name, _ in table("Metrics")] == [field.name for field in fields(outcome.metrics)]
+
+
+def test_what_an_answer_holds() -> None:
+    parts: dict[str, type[BaseModel]] = {
+        "worst[].": schemas.Worst,
+        "faults[].": schemas.Fault,
+        "bound.": schemas.Bound,
+        "input_rounding.": schemas.InputRounding,
+        "certificate.": schemas.Certificate,
+    }
+    wanted = [row for prefix, model in parts.items() for row in described(model, prefix)]
+    wanted += [row for row in described(schemas.TruthResponse) if row[0] in ("hex", "radius_log2", "logits_digest")]
+    assert table("What an answer holds") == wanted + described(schemas.Engine, "engine.")
+
+
+def kind(schema: dict[str, Any]) -> str:
+    """A JSON schema in a few words."""
+    if "anyOf" in schema:
+        return " or ".join(map(kind, schema["anyOf"]))
+    if "items" in schema:
+        return f"list of {kind(schema['items'])}"
+    if values := schema.get("enum", [schema["const"]] if "const" in schema else []):
+        return ", ".join(map(json.dumps, values))
+    return str(schema["$ref"].split("/")[-1] if "$ref" in schema else schema["type"])
+
+
+def request_fields(model: type[BaseModel], of: str, prefix: str = "") -> dict[str, list[str]]:
+    schema = model.model_json_schema()
+    return {
+        prefix + name: [of, kind(row), "required" if name in schema.get("required", ()) else json.dumps(row["default"])]
+        for name, row in schema["properties"].items()
+    }
+
+
+def test_fields_of_a_request() -> None:
+    evaluate, truth = (request_fields(model, model.__name__.removesuffix("Request").lower()) for model in schemas.REQUESTS)
+    wanted = {**evaluate, **truth, **request_fields(schemas.Inputs, "both", "inputs.")}
+    wanted |= {name: ["both", *wanted[name][1:]] for name in evaluate.keys() & truth.keys()}
+    assert all(evaluate[name][1:] == truth[name][1:] for name in evaluate.keys() & truth.keys())
+    assert {row[0]: row[1:4] for row in table("Fields of a request")} == wanted
+
+
+@pytest.mark.parametrize(
+    ("op", "elements", "formats", "variants"),
+    [
+        ("softmax", 50_000, ["float16", "float32", "float64"], None),
+        ("softmax", 250_000, ["float32"], ["shifted"]),
+        ("logsumexp", 400_000, ["float16", "float32", "float64"], None),
+    ],
+)
+def test_about_how_much_one_request_may_ask_for(op: str, elements: int, formats: list[str], variants: list[str] | None) -> None:
+    problem = engine.Problem(op, np.zeros((elements // 1000, 1000)))
+    assert engine.estimate(problem, formats=formats, variants=variants) == pytest.approx(Limits().estimate_seconds, rel=0.15)
+    assert f"{elements:,}" in text()
 
 
 def variables(defaults: Settings | Limits) -> list[str]:
@@ -180,7 +243,7 @@ def carried_out(script: str, port: int) -> str:
     """What a shell block prints, with the service on another port and this environment's own programs first."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "FORCE_COLOR")}
-    script = script.replace("http://127.0.0.1:8000/", f"http://127.0.0.1:{port}/")
+    script = script.replace("http://127.0.0.1:8000/", f"http://127.0.0.1:{port}/").replace(".venv/bin/", "")
     done = subprocess.run(
         ["bash", "-c", script], cwd=ROOT, env={**env, "PATH": path}, capture_output=True, text=True, timeout=60, check=False
     )

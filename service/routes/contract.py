@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pydantic import BaseModel
 
-from service.errors import KINDS, MEDIA_TYPE
+from service.errors import KINDS, MEDIA_TYPE, Finding, Problem
 
 REF = "#/components/schemas/{model}"
 
@@ -17,25 +18,41 @@ def body(model: type[BaseModel], examples: dict[str, dict[str, Any]]) -> dict[st
     return {"requestBody": {"required": True, "content": {"application/json": media}}}
 
 
-def returns(model: type[BaseModel] | None, *statuses: int) -> dict[int | str, dict[str, Any]]:
+def returns(model: type[BaseModel] | None, *statuses: int, example: Any = None) -> dict[int | str, dict[str, Any]]:
     """The responses of a route: the model, and a problem document for each of the statuses and for a Host not served (400)."""
     success: dict[str, Any] = {"description": "OK"} | ({"model": model} if model else {})
+    if example is not None:
+        success["content"] = {"application/json": {"example": example}}
     return {200: success, **{status: problem(status) for status in sorted({400, *statuses})}}
+
+
+_FLOAT17 = "unknown format 'float17'; known: float16, bfloat16, float32, float64; did you mean 'float16'?"
+_TOO_LONG = (
+    "estimated at 39.6 s, above the limit estimate_seconds = 20; "
+    "`softgauge evaluate` computes it without a server and without this limit"
+)
+_EXAMPLES = {
+    row.status: row
+    for row in (
+        Problem("malformed", "the body is not JSON: Expecting value at line 1, column 1"),
+        Problem(
+            "origin-not-allowed", "origin 'http://example.org' is not this service; browsers may write from its own pages only"
+        ),
+        Problem("body-timeout", "the body was not complete within body_seconds = 30"),
+        Problem("too-long", _TOO_LONG),
+        Problem("unsupported-media-type", "this route takes application/json in UTF-8, not 'text/plain'"),
+        Problem("unknown-name", _FLOAT17, (Finding("/formats/0", _FLOAT17),)),
+        Problem("too-many-requests", "64 requests are waiting already (the limit max_waiting)"),
+        Problem("process-died", "the process that computed this request died; no other request is affected"),
+        Problem("not-ready", "no computing process is up yet"),
+    )
+}
 
 
 def problem(status: int) -> dict[str, Any]:
     """The documented answer of one error status."""
     kinds = [(kind, title) for kind, (row, title) in KINDS.items() if row == status]
-    kind, title = kinds[0]
-    example = {
-        "type": f"urn:softgauge:problem:{kind}",
-        "title": title,
-        "status": status,
-        "detail": "what is wrong, which rule it breaks, and the way out",
-        "instance": "/v1/evaluate",
-        "errors": [],
-        "request_id": "c6dc3b0f26d84b51a6f6a3b9d3a0f6a1",
-    }
+    example = json.loads(_EXAMPLES[status].document("/v1/evaluate", "example-1"))
     media = {"schema": {"$ref": REF.format(model="Problem")}, "example": example}
     described: dict[str, Any] = {"description": "; ".join(title for _, title in kinds), "content": {MEDIA_TYPE: media}}
     if status in (429, 503):

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from service import guard
 from service.routes.contract import body, returns
-from service.schemas import EVALUATE_EXAMPLES, EvaluateRequest, EvaluateResponse
+from service.schemas import EVALUATE_ANSWER, EVALUATE_EXAMPLES, EvaluateRequest, EvaluateResponse
 
 router = APIRouter(tags=["measure"])
 
@@ -16,7 +16,7 @@ router = APIRouter(tags=["measure"])
     operation_id="evaluate",
     summary="Run built-in variants and measure them against certified truth",
     response_class=Response,
-    responses=returns(EvaluateResponse, 400, 403, 408, 413, 415, 422, 429, 500, 503),
+    responses=returns(EvaluateResponse, 400, 403, 408, 413, 415, 422, 429, 500, 503, example=EVALUATE_ANSWER),
     openapi_extra=body(EvaluateRequest, EVALUATE_EXAMPLES),
 )
 async def evaluate(request: Request) -> Response:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from service import guard
 from service.routes.contract import body, returns
-from service.schemas import TRUTH_EXAMPLES, TruthRequest, TruthResponse
+from service.schemas import TRUTH_ANSWER, TRUTH_EXAMPLES, TruthRequest, TruthResponse
 
 router = APIRouter(tags=["measure"])
 
@@ -16,7 +16,7 @@ router = APIRouter(tags=["measure"])
     operation_id="truth",
     summary="The correctly rounded result, its exact enclosure and its decimals",
     response_class=Response,
-    responses=returns(TruthResponse, 400, 403, 408, 413, 415, 422, 429, 500, 503),
+    responses=returns(TruthResponse, 400, 403, 408, 413, 415, 422, 429, 500, 503, example=TRUTH_ANSWER),
     openapi_extra=body(TruthRequest, TRUTH_EXAMPLES),
 )
 async def truth(request: Request) -> Response:

@@ -23,6 +23,11 @@ def _evaluate(body, limits, announce):
         announce(0.7)
         time.sleep(0.7)
         return b'{"slow": true}'
+    if b'"heavy"' in body:
+        announce(2.0)
+        print("heavy now", file=sys.stderr, flush=True)  # noqa: T201
+        time.sleep(1.5)
+        return b'{"heavy": true}'
     if b'"die"' in body:
         announce(0.001)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import struct
 import subprocess
 import sys
@@ -98,7 +99,37 @@ def test_a_narrow_terminal_folds_numbers_and_cuts_none():
 
 
 def test_what_rounding_the_logits_changed_is_said():
-    assert "float16: rounding changed 1 logits, by at most 2.44e-05" in evaluate("--logits", "0.1,1").stdout
+    assert "float16: rounding changed 1 logit, by at most 2.44e-05" in evaluate("--logits", "0.1,1").stdout
+
+
+@pytest.mark.parametrize(
+    ("op", "logits", "lines"),
+    [
+        ("softmax", "1e5,1", ["float16: 1 finite logit became infinite; the truth of its row is NaN"]),
+        ("softmax", "1e5,1e5;1,2", ["float16: 2 finite logits became infinite; the truth of 1 row is NaN"]),
+        ("softmax", "-1e5,1", ["float16: 1 finite logit became infinite (-inf, probability 0)"]),
+        ("softmax", "-1e5,-inf", ["float16: 1 finite logit became infinite; the truth of its row is NaN"]),
+        ("logsumexp", "1e5,1", ["float16: 1 finite logit became infinite; the truth of its row is NaN or infinite"]),
+        ("softmax", "nan,1", ["1 row has a NaN or +inf logit, or only -inf: the truth there is NaN, as the output must be"]),
+        (
+            "softmax",
+            "inf,1;-inf,-inf",
+            ["2 rows have a NaN or +inf logit, or only -inf: the truth there is NaN, as the output must be"],
+        ),
+        ("softmax", "-inf,1", []),
+        ("softmax", "65519,1", []),
+    ],
+)
+def test_rows_without_a_truth_are_said(op, logits, lines):
+    text = evaluate(f"--logits={logits}", "--format", "float16", "--format", "float32", op=op).stdout
+    said = text.partition("\naccurate: ")[2].splitlines()[1:]
+    assert [row for row in said if "rounding changed" not in row] == lines
+
+
+def test_a_row_without_truth_is_accurate_only_where_the_output_has_none_either():
+    outcomes = answer("--logits", "1e5,1", "--format", "float16", "--include", "values")["outcomes"]
+    assert [(o["values"], o["status"]) for o in outcomes] == [(["NaN", 0.0], "unstable"), (["NaN", "NaN"], "accurate")]
+    assert all((o["metrics"]["compared"], o["input_rounding"]["max_abs"]) == (0, "Infinity") for o in outcomes)
 
 
 def test_what_is_included_is_shown():
@@ -209,7 +240,7 @@ def test_a_bar_appears_after_a_second_and_only_on_a_terminal(monkeypatch):
         ("-inf,inf,+Infinity,nan,-NaN", (5,), [-np.inf, np.inf, np.inf, np.nan, np.nan]),
         ("0x1.8p+1,-0x1p-1074", (2,), [3, -5e-324]),
         (".5,5.,1e-3,+2E2,-0.0", (5,), [0.5, 5, 1e-3, 200, -0.0]),
-        ("9007199254740993", (1,), [2.0**53]),
+        ("9007199254740992", (1,), [2.0**53]),
     ],
 )
 def test_numbers_are_read_as_they_are_written(text, shape, values):
@@ -225,6 +256,7 @@ def test_numbers_are_read_as_they_are_written(text, shape, values):
         ("1,zwei", "'zwei' is not a number; numbers are separated by ',', rows by ';', and files end in .npy"),
         ("１", "is not a number"),
         ("1e999", "1e999 is beyond the largest float64; write inf"),
+        ("9007199254740993", "is no binary64 number"),
         ("9" * 400, "an integer beyond the largest float64"),
         ("9" * 5000, "beyond the largest float64"),
         ("0x1p9999", "beyond the largest float64"),
@@ -257,7 +289,7 @@ def test_what_is_no_number_is_refused(text, saying):
         (("--logits", "1", "--format", "float17"), "float17"),
         (("--logits", "1", "--variant", "stable"), "unknown variant 'stable' of softmax; known: naive, shifted"),
         (("--logits", "1", "--summation", "kahn"), "unknown summation 'kahn'"),
-        (("--logits", "1", "--worst", "33"), "worst is 33; it must be 0 to 32"),
+        (("--logits", "1", "--worst", "33"), "'--worst': 33 is not in the range 0<=x<=32"),
         (("--logits", "1", "--fail-on", "error"), "'unstable', 'inaccurate'"),
         (("--logits", "1", "--targets", "0"), "softmax takes no targets"),
         (("--logits",), "requires an argument"),
@@ -501,8 +533,8 @@ def listened(monkeypatch):
 
 def test_serve_takes_its_settings_from_the_environment_and_its_options(listened):
     assert run("serve", env={"SOFTGAUGE_PORT": "8123", "SOFTGAUGE_WORKERS": "3"}).exit_code == 0
-    assert run("serve", "--host", "::1", "--port", "0", env={"SOFTGAUGE_PORT": "8123"}).exit_code == 0
-    assert [(s.host, s.port) for s in listened] == [("127.0.0.1", 8123), ("::1", 0)]
+    assert run("serve", "--host", "localhost", "--port", "0", env={"SOFTGAUGE_PORT": "8123"}).exit_code == 0
+    assert [(s.host, s.port) for s in listened] == [("127.0.0.1", 8123), ("localhost", 0)]
     assert listened[0].workers == 3
 
 
@@ -514,6 +546,20 @@ def test_serve_refuses_an_address_that_others_reach(listened):
     assert not listened
     assert run("serve", "--host", "0.0.0.0", env={"SOFTGAUGE_INSECURE_NO_KEYS": "true"}).exit_code == 0
     assert listened[0].host == "0.0.0.0"
+
+
+def test_serve_on_a_busy_port_is_one_clear_sentence(listened):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = run("serve", "--port", port)
+    assert done.exit_code == 2
+    assert done.stderr == (
+        f"Error: cannot listen on 127.0.0.1, port {port}: Address already in use; choose another with --port or --host\n"
+    )
+    assert not listened
+    assert run("serve", "--port", port).exit_code == 0  # it is free again
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from service import schemas
 from service.app import OPENAPI_FILE, written_openapi
+from service.errors import KINDS
 from service.settings import Limits
 
 DOCUMENT = json.loads(OPENAPI_FILE.read_text())
@@ -54,7 +55,10 @@ def test_every_error_is_documented_as_a_problem(path, method, operation):
             (media,) = answer["content"].items()
             assert media[0] == "application/problem+json"
             assert media[1]["schema"] == {"$ref": "#/components/schemas/Problem"}
-            assert media[1]["example"]["status"] == int(status)
+            example = media[1]["example"]
+            assert example["status"] == int(status)
+            assert example["type"].removeprefix("urn:softgauge:problem:") in KINDS
+            conforms(example, "Problem")
     wanted = {"400", "403", "408", "413", "415", "422", "429", "500", "503"} if method == "post" else {"400"}
     assert wanted <= set(operation["responses"])
     assert operation["summary"]
@@ -69,6 +73,41 @@ def test_every_example_runs_and_its_answer_fits_the_schema(service, route, name)
     answer = service.post(f"/v1/{route}", json=value)
     assert answer.status_code == 200, answer.text
     conforms(answer.json(), f"{route.title()}Response")
+
+
+@pytest.mark.parametrize(
+    ("route", "request_of"),
+    [
+        ("evaluate", schemas.EVALUATE_ANSWERED),
+        ("truth", schemas.TRUTH_EXAMPLES["tiny"]["value"]),
+    ],
+)
+def test_the_answer_shown_is_the_answer(service, route, request_of):
+    shown = DOCUMENT["paths"][f"/v1/{route}"]["post"]["responses"]["200"]["content"]["application/json"]["example"]
+    conforms(shown, f"{route.title()}Response")
+    answer = service.post(f"/v1/{route}", json=request_of).json()
+    assert {**answer, "engine": shown["engine"]} == shown
+
+
+def test_the_422_shown_is_the_answer(service):
+    shown = DOCUMENT["paths"]["/v1/evaluate"]["post"]["responses"]["422"]["content"]["application/problem+json"]["example"]
+    request_of = {"op": "softmax", "logits": [1], "formats": ["float17"]}
+    assert service.post("/v1/evaluate", json=request_of, headers={"X-Request-ID": "example-1"}).json() == shown
+
+
+@pytest.mark.parametrize("model", ["Metrics", "Worst", "Fault", "Bound", "InputRounding", "Certificate", "RowFigure"])
+def test_every_figure_is_explained(model):
+    assert [
+        name for name, row in DOCUMENT["components"]["schemas"][model]["properties"].items() if not row.get("description")
+    ] == []
+    assert DOCUMENT["components"]["schemas"]["Outcome"]["properties"]["status"]["description"]
+
+
+def test_rounding_left_out_is_no_rounding(service):
+    assert "default" not in DOCUMENT["components"]["schemas"]["JsonTensor"]["properties"]["rounding"]
+    logits = {"dtype": "float16", "shape": [1], "data": [0.1]}
+    assert service.post("/v1/evaluate", json={"op": "softmax", "logits": logits}).status_code == 422
+    assert service.post("/v1/evaluate", json={"op": "softmax", "logits": {**logits, "rounding": "nearest"}}).status_code == 200
 
 
 @pytest.mark.parametrize("name", ["ops", "variants", "formats", "summations", "inputs"])

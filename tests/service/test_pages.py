@@ -119,6 +119,8 @@ def test_the_page_fits_a_narrow_screen_in_both_colours(service, browser, scheme)
     tab.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     tab.goto(str(service.base_url))
     assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+    hidden = "[...document.querySelectorAll('td')].filter(cell => cell.getBoundingClientRect().right > innerWidth).length"
+    assert tab.evaluate(hidden) == 0  # the table is stacked: nothing lies beyond the edge
     dark = tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 28)"
     assert dark == (scheme == "dark")
     assert complaints == []

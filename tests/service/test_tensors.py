@@ -57,6 +57,10 @@ def test_the_three_doors_agree_on_every_bit(name, bits):
     np.testing.assert_array_equal(by_json.astype(np.float64), wide)
 
 
+def test_large_numbers_that_are_binary64_are_taken():
+    assert read([2**60, -(2**53), 1.7e308], "/x", LIMITS).tolist() == [2.0**60, -(2.0**53), 1.7e308]
+
+
 def test_flat_data_fill_the_declared_shape_row_by_row():
     found = read({"dtype": "fp32", "shape": [2, 2], "data": [1, 2, 3, 4]}, "/x", LIMITS)
     assert found.tolist() == [[1, 2], [3, 4]]
@@ -80,6 +84,7 @@ def test_flat_data_fill_the_declared_shape_row_by_row():
         ([math.nan], "not a finite number", "/x/0"),
         ([math.inf], "not a finite number", "/x/0"),
         ([10**400], "beyond the largest float64", "/x/0"),
+        ([0, 2**53 + 1], "'9007199254740993' is no binary64 number", "/x/1"),
         (["nan"], "'nan' is not a number", "/x/0"),
         (["1.5"], "'1.5' is not a number", "/x/0"),
         (["inf"], "'inf' is not a number", "/x/0"),
