@@ -116,6 +116,7 @@ def test_a_client_that_leaves_frees_its_process_within_a_second(bad):
 def test_a_full_queue_is_429_and_not_a_pile(start, misbehaving, is_problem):
     limits = {"max_waiting": 1, "wait_seconds": 0.3}
     with start(worker_command=misbehaving, workers=1, limits=limits) as client, ThreadPoolExecutor(5) as threads:
+        assert eventually(lambda: "accurate" in client.get("/").text)  # the page's own request is done
         answers = [work.result() for work in [threads.submit(ask, client, "slow") for _ in range(5)]]
         assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429, 429]
         for answer in answers:
