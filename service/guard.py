@@ -157,8 +157,8 @@ async def json_body(request: Request, limits: Limits) -> bytes:
     if declared.isdigit() and (len(declared) > 18 or int(declared) > limits.max_body_bytes):
         raise _too_large(limits)
     state = request.app.state
-    if state.receiving >= limits.max_waiting:
-        detail = f"{limits.max_waiting} bodies are on their way already (the limit max_waiting)"
+    if state.receiving >= limits.max_receiving:
+        detail = f"{limits.max_receiving} bodies are on their way already (the limit max_receiving)"
         raise Problem("too-many-requests", detail, headers={"Retry-After": "2", "Connection": "close"})
     state.receiving += 1
     try:

@@ -24,6 +24,7 @@ class Limits:
 
     max_body_bytes: int = 4 * 2**20  # JSON body
     body_seconds: float = 30.0  # until the body must be complete
+    max_receiving: int = 64  # bodies that may be on their way at once
     max_rank: int = 4
     max_elements: int = 2_000_000  # of one tensor, and of one output
     max_response_elements: int = 100_000  # values, truth and rounded elements in one answer, all together

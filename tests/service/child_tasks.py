@@ -23,6 +23,10 @@ def _evaluate(body, limits, announce):
         announce(0.7)
         time.sleep(0.7)
         return b'{"slow": true}'
+    if b'"slower"' in body:
+        announce(0.9)
+        time.sleep(4)
+        return b'{"slow": true}'
     if b'"heavy"' in body:
         announce(2.0)
         print("heavy now", file=sys.stderr, flush=True)  # noqa: T201

@@ -236,9 +236,9 @@ def test_a_second_content_encoding_is_seen(service):
 
 
 def test_so_many_unfinished_bodies_are_refused_and_no_finished_one_suffers(service):
-    """max_waiting bodies may be on their way at once: what they hold is bounded."""
+    """max_receiving bodies may be on their way at once: what they hold is bounded."""
     waiting = [
-        socket.create_connection((service.base_url.host, service.base_url.port), timeout=10) for _ in range(Limits().max_waiting)
+        socket.create_connection((service.base_url.host, service.base_url.port), timeout=10) for _ in range(Limits().max_receiving)
     ]
     try:
         for connection in waiting:
