@@ -1,4 +1,4 @@
-"""The figures of DESIGN 4 worked out a second time, from their definitions, by the judge's balls and rational arithmetic.
+"""The figures worked out a second time, from their definitions, by the judge's balls and rational arithmetic.
 
 A figure is a function of the working precision; `settle` raises it until the figure's rounding is certain, or the figure is
 proven to be as good as a midpoint.

@@ -1,11 +1,11 @@
-"""An independent judge of the truth: every op of DESIGN 3 in Arb's balls (python-flint), rounded by rational arithmetic.
+"""An independent judge of the truth: every op in Arb's balls (python-flint), rounded by rational arithmetic.
 
 Shares no code with the engine. A row is a list of Python floats, which are exact dyadic numbers; `target` is a class index,
 a list of weights or the grad_output, as the op needs. An element of a result is one of
-  float     nan or an infinity: exact, by DESIGN 3;
-  Fraction  exact, because the row makes the value rational (NUMERICS 6.2);
+  float     nan or an infinity: exact, by the rules for rows that are not finite;
+  Fraction  exact, because the row makes the value rational;
   arb       a ball that contains the value.
-Values exponentially near a rounding boundary are decided by their rational part and the sign of the rest (NUMERICS 6.4).
+Values exponentially near a rounding boundary are decided by their rational part and the sign of the rest.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def ends(ball: arb) -> tuple[Fraction, Fraction]:
     return mid - reach, mid + reach
 
 
-# The ops as written in DESIGN 3
+# The ops by their definitions
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def _softmax_vjp(row: _Row, n: int, target: Target) -> list[Element]:
 
 
 def _vjp_vanishes(row: _Row, g: list[Fraction], value: Fraction) -> bool:
-    """sum_j e^(x_j) (value - g_j) = 0 if and only if it vanishes within every group of equal logits (NUMERICS 6.2)."""
+    """sum_j e^(x_j) (value - g_j) = 0 if and only if it vanishes within every group of equal logits."""
     groups: dict[Fraction, Fraction] = {}
     for x, v in zip(row.x, g, strict=True):
         groups[x] = groups.get(x, Fraction(0)) + value - v

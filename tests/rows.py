@@ -1,4 +1,4 @@
-"""Seeded rows of logits, with targets and grad_outputs, that are easy, adversarial, or merely strange (NUMERICS 6, 7).
+"""Seeded rows of logits, with targets and grad_outputs, that are easy, adversarial, or merely strange.
 
 Numbers are Python floats that the named format holds exactly. Every family is a function (random generator, format) -> logits.
 """

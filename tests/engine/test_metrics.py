@@ -1,4 +1,4 @@
-"""Every figure of DESIGN 4 from its definition: by hand where it is known exactly, else against a second implementation."""
+"""Every figure from its definition: by hand where it is known exactly, else against a second implementation."""
 
 import math
 import random

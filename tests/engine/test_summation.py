@@ -73,7 +73,7 @@ def test_sequential_rounds_every_partial_sum(fmt):
 
 
 def test_float16_ones_stall_at_2048_in_order_but_not_in_numpy():
-    # NUMERICS 0 F4: NumPy accumulates float16 in float32 along the last axis.
+    # NumPy accumulates float16 in float32 along the last axis.
     ones = np.ones(4096, np.float16)
     assert float(SUMMATIONS["sequential"].add(ones)) == 2048
     assert float(SUMMATIONS["numpy"].add(ones)) == 4096

@@ -148,7 +148,7 @@ def test_a_tensor_object_needs_its_three_fields(missing):
 
 
 def test_rounding_is_done_once_and_only_on_request():
-    between = 1 + 2.0**-8 + 2.0**-40  # through float32 it would round to 1 in bfloat16 (NUMERICS 0 F4)
+    between = 1 + 2.0**-8 + 2.0**-40  # through float32 it would round to 1 in bfloat16
     found = read({"dtype": "bf16", "shape": [1], "data": [between], "rounding": "nearest"}, "/x", LIMITS)
     assert float(found[0]) == 1.0078125
 
