@@ -3,7 +3,7 @@
     python benchmarks/run.py
 
 Every figure stands beside its baseline, measured in turn with it, round by round, on the same machine. The service runs as
-`softgauge serve` with two computing processes; all clients are coroutines of one other process.
+`softgauge serve` with two workers; all clients are coroutines of one other process.
 """
 
 from __future__ import annotations

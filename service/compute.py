@@ -115,9 +115,9 @@ class Child:
                     seconds = max(self._limits.deadline_seconds, self._limits.deadline_factor * float(header["seconds"]))
                     deadline.reschedule(asyncio.get_running_loop().time() + seconds)
                     if header["waits"]:
-                        await self._send({"go": not heavy.locked()})
-                        if not heavy.locked():
-                            await held.enter_async_context(heavy)
+                        if go := not heavy.locked():
+                            await held.enter_async_context(heavy)  # before anything else can run, so that none is told twice
+                        await self._send({"go": go})
                     header, answer = await self._receive()
         except TimeoutError:
             self.kill()

@@ -29,7 +29,7 @@ def _evaluate(body, limits, announce):
         return b'{"slow": true}'
     if b'"heavy"' in body:
         announce(2.0)
-        print("heavy now", file=sys.stderr, flush=True)  # noqa: T201
+        print("heavy now", file=sys.stderr, flush=True)  # noqa: T201 - as above
         time.sleep(1.5)
         return b'{"heavy": true}'
     if b'"die"' in body:
