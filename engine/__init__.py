@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from engine.codec import catalogue, encode, tensor
-from engine.errors import EngineError, InvalidProblem, Undecided, UnknownName
+from engine.errors import Disagreement, EngineError, InvalidProblem, Undecided, UnknownName
 from engine.formats import FORMATS, Format, round_array
 from engine.formats import find as find_format
 from engine.inputs import generate
-from engine.model import Evaluation, Outcome, Problem, TruthAnswer
+from engine.model import Evaluation, Measured, Outcome, Problem, TruthAnswer
 from engine.ops import output_shape
-from engine.verify import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint
+from engine.verify import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint, measure
 
 __all__ = [
     "FORMATS",
     "SCHEMA",
     "VERSION",
+    "Disagreement",
     "EngineError",
     "Evaluation",
     "Format",
     "InvalidProblem",
+    "Measured",
     "Outcome",
     "Problem",
     "TruthAnswer",
@@ -34,6 +36,7 @@ __all__ = [
     "find_format",
     "fingerprint",
     "generate",
+    "measure",
     "output_shape",
     "round_array",
     "tensor",

@@ -37,12 +37,12 @@ def rule(op: str) -> str:
     return RELATIVE if _is_relative(op) else ABSOLUTE
 
 
-def tolerance(op: str, logits: Array, fmt: Format) -> Tolerance:
-    """The interim rule for one row of logits, shape (n,), in exact rational numbers."""
+def tolerance(op: str, logits: Array, fmt: Format, n: int | None = None) -> Tolerance:
+    """The interim rule for one row of logits, shape (n,), in exact rational numbers; n: if `logits` are not all of the row."""
     finite = logits[np.isfinite(logits)]
     spread = Fraction(float(finite.max())) - Fraction(float(finite.min())) if finite.size else Fraction(0)
     u = Fraction(1, 2**fmt.precision)
-    coefficient = (logits.size + 4 + 2 * spread) * u
+    coefficient = ((logits.size if n is None else n) + 4 + 2 * spread) * u
     if _is_relative(op):
         return Tolerance(Fraction(0), coefficient, True)
     return Tolerance(coefficient, 2 * u, False)

@@ -17,6 +17,10 @@ class Undecided(EngineError):
     """The precision cap was reached before a figure or a rounding was proven. Nothing is guessed."""
 
 
+class Disagreement(EngineError):
+    """Two tiers of the truth exclude each other: nothing may be answered. The message is a reproducer."""
+
+
 def quoted(value: object) -> str:
     """A value as a message repeats it: its repr, cut to 64 characters and the quotes.
 

@@ -12,6 +12,10 @@ from bisect import bisect_left
 from fractions import Fraction
 from math import inf, isqrt, ldexp
 
+import numpy as np
+
+from engine.model import Array
+
 MAXIMUM_BITS = 40
 MEAN_BITS = 20
 ULP_STEP = -20
@@ -82,6 +86,7 @@ def _bin_table() -> list[int]:
 
 
 _BINS = _bin_table()
+_EDGES = np.array([man * 2.0**-52 for man in _BINS])
 
 
 def bin_edge(num: int, exp: int) -> float:
@@ -95,6 +100,21 @@ def bin_edge(num: int, exp: int) -> float:
     scaled = num << shift if shift >= 0 else -(-num >> -shift)
     j = bisect_left(_BINS, scaled)
     return _scale(_BINS[j], top - 52) if j < 64 else _scale(1, top + 1)
+
+
+def bin_numbers(values: Array) -> Array:
+    """Numbers k of the percentile bins of positive binary64 numbers: the bin ends at 2^(k/64); -640 is the first."""
+    fraction, exponent = np.frexp(values)
+    places = np.searchsorted(_EDGES, fraction * 2, side="left")
+    return np.asarray(np.maximum(64 * (exponent.astype(np.int64) - 1) + places, 64 * BIN_FLOOR))
+
+
+def edge(number: int) -> float:
+    """Upper edge of the bin of that number; of the zeros below the first, 0."""
+    if number < 64 * BIN_FLOOR:
+        return 0.0
+    octave, place = divmod(number, 64)
+    return _scale(_BINS[place], octave - 52)
 
 
 def absolute(lo: int, hi: int) -> Interval:

@@ -17,7 +17,7 @@ from engine.bounds import Tolerance
 from engine.errors import InvalidProblem, Undecided
 from engine.figures import MAXIMUM_BITS, MEAN_BITS, TIE_BITS, ULP_STEP, Interval, absolute, bin_edge, fix
 from engine.model import Array
-from engine.truth import MAX_PRECISION, StandIn, Truth, hull, outward
+from engine.truth import FAST_BITS, MAX_PRECISION, Enclosure, StandIn, Truth, decimal, hull, outward
 
 SLACK = 24
 """W = bits - precision + SLACK: fine enough to keep the sticky stand-in of the truth (its unit is GUARD + 6 below)."""
@@ -41,59 +41,51 @@ class _Kinds:
     normal: Array
 
 
-class Measurement:
-    """One output against its truth; figures are computed on first use.
+class Cells:
+    """Errors of single elements of an output, each by the cheapest tier of the truth that decides what is asked.
 
-    output: array of truth.fmt, shape truth.shape. Raises InvalidProblem for another dtype or shape.
+    output: array of truth.fmt, shape truth.shape. compared: the flat indices that are looked at; the figures over several
+    elements are over these.
     """
 
-    def __init__(self, output: Array, truth: Truth) -> None:
-        if output.dtype != truth.fmt.dtype or output.shape != truth.shape:
-            raise InvalidProblem(f"output is {output.dtype} {list(output.shape)}; it must be {truth.fmt.name} {list(truth.shape)}")
+    def __init__(self, output: Array, truth: Truth, compared: list[int]) -> None:
         self.truth = truth
         self.fmt = truth.fmt
-        self.output = np.ascontiguousarray(output)
-        self.kinds = self._kinds()
-        self.got: list[int] = self.kinds.got.tolist()
-        self.compared: list[int] = np.flatnonzero(self.kinds.compared).tolist()
+        self.output = output
+        self.compared = compared
+        self.bits = FAST_BITS[0]
         self._base: dict[int, Interval] = {}
-        loose = {index: self.signed_ulp(index, truth.bits, True) for index in self.compared}
-        decisive = {index: self.signed_ulp(index, truth.bits) for index in self.compared if self._delicate(index)}
-        self._base, self._loose = loose | decisive, {index: loose[index] for index in decisive}
+        self._loose: dict[int, Interval] = {}
+        truth.prefetch(compared)
 
-    def _kinds(self) -> _Kinds:
-        fmt, truth = self.fmt, self.truth
-        resolved = [truth.resolved(row) for row in range(truth.rows)]
-        found = [o for row in resolved for o in row.ordinals]
-        want_nan = np.array([o is None for o in found], dtype=bool)
-        want = np.array([0 if o is None else o for o in found], dtype=np.int64)
-        special = np.array([isinstance(e, float) for row in resolved for e in row.enclosures], dtype=bool)
-        zero = np.array([top is None for row in resolved for top in row.tops], dtype=bool) & ~special
-        got = formats.ordinals(self.output, fmt).reshape(-1)
-        got_nan = np.isnan(formats.widen(self.output.reshape(-1)))
-        got_infinite = (np.abs(got) == fmt.infinity_ordinal) & ~got_nan
-        truth_infinite = special & ~want_nan
-        mismatch = (got_nan != want_nan) | (~got_nan & ~want_nan & (got != want) & (truth_infinite | got_infinite))
-        return _Kinds(
-            np.where(got_nan, 0, got), got_nan, want, want_nan, truth_infinite, zero, mismatch,
-            ~(special | mismatch), (np.abs(want) >= fmt.normal_ordinal) & ~want_nan,
-        )  # fmt: skip
+    def finer(self, bits: int, what: str) -> tuple[int, int]:
+        """The next precision, and by how much it grew; Undecided past the cap."""
+        higher = next((offered for offered in (*FAST_BITS, self.truth.bits) if offered > bits), None)
+        return more(bits, what) if higher is None else (higher, higher - bits)
+
+    def ordinal(self, index: int) -> int:
+        """Of the output."""
+        return int(formats.ordinals(self.output.reshape(-1)[index : index + 1], self.fmt)[0])
+
+    def normal(self, index: int) -> bool:
+        """Whether R is a normal number."""
+        want, _ = self.truth.decided(index)
+        return want is not None and abs(want) >= self.fmt.normal_ordinal
 
     def ulp_exponent(self, index: int) -> int:
-        row, column = divmod(index, self.truth.width)
-        top = self.truth.resolved(row).tops[column]
+        """log2 of ulp(T)."""
+        _, top = self.truth.decided(index)
         return formats.ulp_exponent(self.fmt.emin if top is None else top, self.fmt)
 
-    def _delicate(self, index: int) -> bool:
-        """Whether the loose enclosure of the error may differ from the decisive one."""
-        e = self.enclosure(index, self.truth.bits)
-        return isinstance(e, StandIn) or _top(e) < self.ulp_exponent(index) - self.width(self.truth.bits) + 2
-
     def enclosure(self, index: int, bits: int) -> tuple[int, int, int]:
-        row, column = divmod(index, self.truth.width)
-        e = self.truth.resolved(row).enclosures[column] if bits <= self.truth.bits else self.truth.row(row, bits)[column]
+        """Of T, which is finite."""
+        e = self.anything(index, bits)
         assert not isinstance(e, float)
         return e
+
+    def anything(self, index: int, bits: int) -> Enclosure:
+        """Of T, whatever it is."""
+        return self.truth.cell(index, bits)
 
     def width(self, bits: int) -> int:
         return bits - self.fmt.precision + SLACK
@@ -112,9 +104,9 @@ class Measurement:
 
         Loose: a true enclosure, for sums and for comparing elements. Otherwise one that decides as the true value does.
         """
-        if bits == self.truth.bits and index in self._base:
+        if bits == self.bits and index in self._base:
             return self._loose.get(index, self._base[index]) if loose else self._base[index]
-        got = self.got[index]
+        got = self.ordinal(index)
         if abs(got) == self.fmt.infinity_ordinal:
             return 0, 0
         unit = self.ulp_exponent(index) - self.width(bits)
@@ -128,7 +120,7 @@ class Measurement:
 
     def _relative(self, index: int, bits: int, loose: bool) -> Interval | None:
         """|c - T| / |T| in units of 2^-(W + precision); None where it is infinite or beyond binary64."""
-        got, e = self.got[index], self.enclosure(index, bits)
+        got, e = self.ordinal(index), self.enclosure(index, bits)
         lo, hi, exp = hull(e) if loose else e
         places = self.width(bits) + self.fmt.precision
         if lo == hi == 0:
@@ -159,7 +151,7 @@ class Measurement:
 
     @property
     def _ulp_unit(self) -> int:
-        return -self.width(self.truth.bits)
+        return -self.width(self.bits)
 
     @property
     def _relative_unit(self) -> int:
@@ -169,7 +161,7 @@ class Measurement:
 
     def _maximum(self, indices: Sequence[int], figure: Figure, exp: int) -> tuple[float, int]:
         """The largest figure fixed to 40 bits, and the first index that has it; `exp` is its unit at the base precision."""
-        found = [(index, figure(index, self.truth.bits, True)) for index in indices]
+        found = [(index, figure(index, self.bits, True)) for index in indices]
         best = max(inf if interval is None else interval[0] for _, interval in found)
         # all that may round to the same 40 bits as the largest, or to infinity as it does
         huge = 1 << (1023 - exp)
@@ -180,13 +172,36 @@ class Measurement:
 
     def _fixed(self, index: int, figure: Figure, exp: int, digits: int = MAXIMUM_BITS) -> float:
         """One element's figure to `digits` significant bits, refining its truth until both ends agree."""
-        bits = self.truth.bits
+        bits = self.bits
         while (interval := figure(index, bits, True)) is not None:
             if (fixed := fix(*interval, 1, exp, digits)) is not None:
                 return fixed
-            bits, grown = more(bits, "an error")
+            bits, grown = self.finer(bits, "an error")
             exp -= grown
         return inf
+
+    def largest(self, name: str, indices: Sequence[int]) -> tuple[float, int]:
+        """The largest figure ("ulp", "rel" or "abs") of some elements to 40 bits, and the first that has it."""
+        self.truth.prefetch(indices)
+        figure, exp = {
+            "ulp": (self._ulp, self._ulp_unit),
+            "rel": (self._relative, self._relative_unit),
+            "abs": (self.absolute_error, self.subnormal_exponent + self._ulp_unit),
+        }[name]
+        return self._maximum(indices, figure, exp)
+
+    def expected(self, index: int, digits: int) -> str:
+        """T to so many significant digits, on which both ends of its enclosure agree."""
+        bits = self.bits
+        while True:
+            e = self.anything(index, bits)
+            if isinstance(e, float) or e[0] == e[1]:
+                return decimal(e, digits)
+            lo, hi, exp = hull(e)
+            ends = {decimal((man, man, exp), digits) for man in (lo, hi)}
+            if len(ends) == 1:
+                return ends.pop()
+            bits, _ = self.finer(bits, "a decimal")
 
     def max_ulp(self) -> tuple[float, int]:
         """The largest ULP error and its flat index."""
@@ -194,7 +209,7 @@ class Measurement:
 
     def ranked(self, count: int) -> list[int]:
         """Flat indices of the `count` largest ULP errors, equal to 40 bits being a tie that the first index wins; no exact ones."""
-        bounds = [(i, *self._ulp(i, self.truth.bits, True)) for i in self.compared]
+        bounds = [(i, *self._ulp(i, self.bits, True)) for i in self.compared]
         lows = nlargest(count, (lo for _, lo, _ in bounds))
         least = lows[-1] - (lows[-1] >> (MAXIMUM_BITS - 1)) if len(lows) == count > 0 else 0
         fixed = [(-self._fixed(i, self._ulp, self._ulp_unit), i) for i, _, hi in bounds if hi and hi >= least]
@@ -202,7 +217,7 @@ class Measurement:
 
     def max_rel(self, normal: bool) -> tuple[float, int] | None:
         """The largest relative error and its flat index, over all compared elements or over those with a normal R."""
-        chosen = [i for i in self.compared if not normal or self.kinds.normal[i]]
+        chosen = [i for i in self.compared if not normal or self.normal(i)]
         return self._maximum(chosen, self._relative, self._relative_unit) if chosen else None
 
     def max_abs(self) -> float:
@@ -216,6 +231,100 @@ class Measurement:
     def rel(self, index: int) -> float:
         """One element's relative error to 20 significant bits."""
         return self._fixed(index, self._relative, self._relative_unit, MEAN_BITS)
+
+    # ---- tolerances ----
+
+    def exceeds(self, index: int, tolerance: Tolerance) -> bool:
+        """Whether one compared element is beyond a tolerance."""
+        if tolerance.normal_only and not self.normal(index):
+            return False
+        bits = self.bits
+        while (verdict := self._compare(index, tolerance, bits)) is None:
+            bits, _ = self.finer(bits, "a comparison with the bound")
+        return verdict
+
+    def _compare(self, index: int, tolerance: Tolerance, bits: int) -> bool | None:
+        """Whether |c - T| > absolute + relative |T|, all in units of 2^-W ulp; None where the enclosure does not tell.
+
+        An error proven to be within 2^-256 of the tolerance, relatively, counts as equal to it: not beyond.
+        """
+        unit = self.ulp_exponent(index) - self.width(bits)
+        t_lo, t_hi = absolute(*self._truth(index, bits, unit, True))
+        e_lo, e_hi = self._ulp(index, bits, True)
+        a, r = tolerance.absolute, tolerance.relative
+        num, den = _units(a.numerator, a.denominator, unit)
+        scale = den * r.denominator
+        base = num * r.denominator
+        low, high = (base + t * r.numerator * den for t in (t_lo, t_hi))
+        if e_hi * scale <= low:
+            return False
+        if e_lo * scale > high:
+            return True
+        apart = max(e_hi * scale - low, high - e_lo * scale)
+        return False if apart << TIE_BITS <= low else None
+
+
+class Measurement(Cells):
+    """One output against its truth; figures are computed on first use.
+
+    output: array of truth.fmt, shape truth.shape. Raises InvalidProblem for another dtype or shape.
+    """
+
+    def __init__(self, output: Array, truth: Truth) -> None:
+        if output.dtype != truth.fmt.dtype or output.shape != truth.shape:
+            raise InvalidProblem(f"output is {output.dtype} {list(output.shape)}; it must be {truth.fmt.name} {list(truth.shape)}")
+        self.truth = truth
+        self.fmt = truth.fmt
+        self.bits = truth.bits
+        self.output = np.ascontiguousarray(output)
+        self.kinds = self._kinds()
+        self.got: list[int] = self.kinds.got.tolist()
+        self.compared: list[int] = np.flatnonzero(self.kinds.compared).tolist()
+        self._base: dict[int, Interval] = {}
+        loose = {index: self.signed_ulp(index, truth.bits, True) for index in self.compared}
+        decisive = {index: self.signed_ulp(index, truth.bits) for index in self.compared if self._delicate(index)}
+        self._base, self._loose = loose | decisive, {index: loose[index] for index in decisive}
+
+    def _kinds(self) -> _Kinds:
+        fmt, truth = self.fmt, self.truth
+        resolved = [truth.resolved(row) for row in range(truth.rows)]
+        found = [o for row in resolved for o in row.ordinals]
+        want_nan = np.array([o is None for o in found], dtype=bool)
+        want = np.array([0 if o is None else o for o in found], dtype=np.int64)
+        special = np.array([isinstance(e, float) for row in resolved for e in row.enclosures], dtype=bool)
+        zero = np.array([top is None for row in resolved for top in row.tops], dtype=bool) & ~special
+        got = formats.ordinals(self.output, fmt).reshape(-1)
+        got_nan = np.isnan(formats.widen(self.output.reshape(-1)))
+        got_infinite = (np.abs(got) == fmt.infinity_ordinal) & ~got_nan
+        truth_infinite = special & ~want_nan
+        mismatch = (got_nan != want_nan) | (~got_nan & ~want_nan & (got != want) & (truth_infinite | got_infinite))
+        return _Kinds(
+            np.where(got_nan, 0, got), got_nan, want, want_nan, truth_infinite, zero, mismatch,
+            ~(special | mismatch), (np.abs(want) >= fmt.normal_ordinal) & ~want_nan,
+        )  # fmt: skip
+
+    def finer(self, bits: int, what: str) -> tuple[int, int]:
+        return more(bits, what)
+
+    def ordinal(self, index: int) -> int:
+        return self.got[index]
+
+    def normal(self, index: int) -> bool:
+        return bool(self.kinds.normal[index])
+
+    def ulp_exponent(self, index: int) -> int:
+        row, column = divmod(index, self.truth.width)
+        top = self.truth.resolved(row).tops[column]
+        return formats.ulp_exponent(self.fmt.emin if top is None else top, self.fmt)
+
+    def _delicate(self, index: int) -> bool:
+        """Whether the loose enclosure of the error may differ from the decisive one."""
+        e = self.enclosure(index, self.truth.bits)
+        return isinstance(e, StandIn) or _top(e) < self.ulp_exponent(index) - self.width(self.truth.bits) + 2
+
+    def anything(self, index: int, bits: int) -> Enclosure:
+        row, column = divmod(index, self.truth.width)
+        return self.truth.resolved(row).enclosures[column] if bits <= self.truth.bits else self.truth.row(row, bits)[column]
 
     # ---- means and percentiles ----
 
@@ -251,35 +360,7 @@ class Measurement:
 
     def beyond(self, tolerances: Sequence[Tolerance]) -> list[int]:
         """Flat indices of the compared elements whose error exceeds their row's tolerance, one tolerance a row."""
-        return [i for i in self.compared if self._exceeds(i, tolerances[i // self.truth.width])]
-
-    def _exceeds(self, index: int, tolerance: Tolerance) -> bool:
-        if tolerance.normal_only and not self.kinds.normal[index]:
-            return False
-        bits = self.truth.bits
-        while (verdict := self._compare(index, tolerance, bits)) is None:
-            bits, _ = more(bits, "a comparison with the bound")
-        return verdict
-
-    def _compare(self, index: int, tolerance: Tolerance, bits: int) -> bool | None:
-        """Whether |c - T| > absolute + relative |T|, all in units of 2^-W ulp; None where the enclosure does not tell.
-
-        An error proven to be within 2^-256 of the tolerance, relatively, counts as equal to it: not beyond.
-        """
-        unit = self.ulp_exponent(index) - self.width(bits)
-        t_lo, t_hi = absolute(*self._truth(index, bits, unit, True))
-        e_lo, e_hi = self._ulp(index, bits, True)
-        a, r = tolerance.absolute, tolerance.relative
-        num, den = _units(a.numerator, a.denominator, unit)
-        scale = den * r.denominator
-        base = num * r.denominator
-        low, high = (base + t * r.numerator * den for t in (t_lo, t_hi))
-        if e_hi * scale <= low:
-            return False
-        if e_lo * scale > high:
-            return True
-        apart = max(e_hi * scale - low, high - e_lo * scale)
-        return False if apart << TIE_BITS <= low else None
+        return [i for i in self.compared if self.exceeds(i, tolerances[i // self.truth.width])]
 
     def row_slice(self, row: int) -> range:
         """Flat indices of one row of the output."""

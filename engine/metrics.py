@@ -14,9 +14,9 @@ import numpy as np
 
 from engine import formats
 from engine.figures import MAXIMUM_BITS, MEAN_BITS, Interval, absolute, fix, significant
-from engine.measurement import Measurement, more
+from engine.measurement import Cells, Measurement, more
 from engine.model import Array, Metrics, RowFigure, Worst
-from engine.truth import MAX_PRECISION, Enclosure, Truth, decimal, exp_enclosure, hull, log_enclosure, outward
+from engine.truth import MAX_PRECISION, Enclosure, Truth, exp_enclosure, hull, log_enclosure, outward
 
 # ---- figures of a row ------------------------------------------------------------------------------------------------
 
@@ -102,7 +102,7 @@ def _direct_exp(size: int, places: int, bits: int) -> Term:
     return e_lo - one_hi - w_hi, e_hi - one_lo - w_lo, unit
 
 
-class _Rows:
+class Rows:
     """Per-row figures of softmax and log_softmax: kl, total_variation, backward_error."""
 
     def __init__(self, measured: Measurement) -> None:
@@ -119,13 +119,13 @@ class _Rows:
         rows = [row for row in range(truth.rows) if not m.kinds.want_nan[row * truth.width]]
         if not rows:
             return None
-        terms = {row: self._term(row, row_term) for row in rows}
+        terms = {row: self.term(row, row_term) for row in rows}
         fixed = {row: _fix_term(term) for row, term in terms.items()}
         worst = max(v for v in fixed.values() if v is not None)
         mean = self._mean(terms, row_term)
         return RowFigure(worst, mean, next(row for row, v in fixed.items() if v == worst))
 
-    def _term(self, row: int, row_term: Callable[[int, int], Term | float]) -> Term | float:
+    def term(self, row: int, row_term: Callable[[int, int], Term | float]) -> Term | float:
         bits = self.truth.bits
         while _fix_term(term := row_term(row, bits)) is None:
             bits, _ = more(bits, "a row's figure")
@@ -269,13 +269,13 @@ def _sum_defect(m: Measurement) -> float | None:
         return None if name == "cross_entropy_grad" else inf
     rows = [[m.got[i] for i in m.row_slice(row)] for row in range(m.truth.rows)]
     if name == "log_softmax":
-        return max(_exp_sum_defect(row, fmt) for row in rows)
+        return max(exp_sum_defect(row, fmt) for row in rows)
     unit = fmt.emin - fmt.precision + 1
     one = 1 << -unit if name == "softmax" else 0
     return max(significant(abs(row_sum(row, fmt) - one), 1, unit, MAXIMUM_BITS) for row in rows)
 
 
-def _exp_sum_defect(row: Sequence[int], fmt: formats.Format) -> float:
+def exp_sum_defect(row: Sequence[int], fmt: formats.Format) -> float:
     """abs(sum exp(c) - 1) of one row to 40 bits; entries of -inf contribute 0, a 0 contributes exactly 1."""
     finite = [formats.exact(o, fmt) for o in row if o != -fmt.infinity_ordinal]
     whole = sum(man == 0 for man, _ in finite) - 1
@@ -293,54 +293,78 @@ def _exp_sum_defect(row: Sequence[int], fmt: formats.Format) -> float:
     return float(abs(whole))
 
 
+def sums_apart(m: Measurement) -> bool:
+    """Whether a softmax row's sum_defect exceeds that of the correctly rounded row by 1/2."""
+    truth, kinds, fmt = m.truth, m.kinds, m.fmt
+    if truth.op.name != "softmax":
+        return False
+    one = 1 << (fmt.precision - 1 - fmt.emin)
+    for row in range(truth.rows):
+        part = slice(row * truth.width, (row + 1) * truth.width)
+        if kinds.want_nan[part].any() or kinds.mismatch[part].any():
+            continue
+        got, want = (abs(row_sum(values[part].tolist(), fmt) - one) for values in (kinds.got, kinds.want))
+        if 2 * (got - want) > one:
+            return True
+    return False
+
+
 # ---- everything together ---------------------------------------------------------------------------------------------
 
 
-def measure(m: Measurement, ranks: bool = False) -> Metrics:
-    """Every figure of a measurement; the step counts, which only a built-in variant has, are left None."""
+def counts(m: Measurement) -> dict[str, int]:
+    """What is counted over the elements of a measurement."""
     k, fmt = m.kinds, m.fmt
     got_size, want_size = np.abs(k.got), np.abs(k.want)
     zero = (k.got == 0) & ~k.got_nan
     truthful = ~(k.want_nan | k.truth_infinite | k.truth_zero)
     infinite = got_size == fmt.infinity_ordinal
     exact = ((k.got == k.want) & ~k.got_nan & ~k.want_nan) | (k.got_nan & k.want_nan)
+    found = {
+        "n": k.got.size,
+        "compared": len(m.compared),
+        "correctly_rounded": exact.sum(),
+        "nan_count": k.got_nan.sum(),
+        "nan_unexpected": (k.got_nan & ~k.want_nan).sum(),
+        "nan_missing": (~k.got_nan & k.want_nan).sum(),
+        "inf_count": infinite.sum(),
+        "overflow_count": (infinite & ~k.want_nan & (want_size < fmt.infinity_ordinal)).sum(),
+        "zero_count": zero.sum(),
+        "underflow_count": (zero & truthful).sum(),
+        "underflow_premature": (zero & truthful & (want_size > 0)).sum(),
+        "false_zero_count": (zero & truthful & k.normal).sum(),
+        "subnormal_count": ((got_size > 0) & (got_size < fmt.normal_ordinal)).sum(),
+        "special_mismatch": k.mismatch.sum(),
+    }
+    return {name: int(count) for name, count in found.items()}
+
+
+def measure(m: Measurement, ranks: bool = False) -> Metrics:
+    """Every figure of a measurement; the step counts, which only a built-in variant has, are left None."""
     some = bool(m.compared)
     top, rel, rel_normal = (m.max_ulp(), m.max_rel(normal=False), m.max_rel(normal=True)) if some else (None, None, None)
-    rows = _Rows(m) if m.truth.op.name in ("softmax", "log_softmax") else None
+    rows = Rows(m) if m.truth.op.name in ("softmax", "log_softmax") else None
     softmax = rows if m.truth.op.name == "softmax" else None
     return Metrics(
-        n=k.got.size,
-        compared=len(m.compared),
+        **counts(m),
         max_ulp=top and top[0],
         argmax_ulp=top and top[1],
         mean_ulp=m.mean_ulp() if some else None,
         p50_ulp=m.percentile_ulp(50) if some else None,
         p99_ulp=m.percentile_ulp(99) if some else None,
         max_ulp_ordinal=_max_ordinal(m) if some else None,
-        correctly_rounded=int(exact.sum()),
         max_rel=rel and rel[0],
         argmax_rel=rel and rel[1],
         max_rel_normal=rel_normal and rel_normal[0],
         max_abs=m.max_abs() if some else None,
         bias_ulp=m.bias_ulp() if some else None,
-        nan_count=int(k.got_nan.sum()),
-        nan_unexpected=int((k.got_nan & ~k.want_nan).sum()),
-        nan_missing=int((~k.got_nan & k.want_nan).sum()),
-        inf_count=int(infinite.sum()),
-        overflow_count=int((infinite & ~k.want_nan & (want_size < fmt.infinity_ordinal)).sum()),
-        zero_count=int(zero.sum()),
-        underflow_count=int((zero & truthful).sum()),
-        underflow_premature=int((zero & truthful & (want_size > 0)).sum()),
-        false_zero_count=int((zero & truthful & k.normal).sum()),
-        subnormal_count=int(((got_size > 0) & (got_size < fmt.normal_ordinal)).sum()),
-        special_mismatch=int(k.mismatch.sum()),
         sum_defect=_sum_defect(m),
         step_overflow_count=None,
         step_underflow_count=None,
         step_invalid_count=None,
         kl=rows.figure(rows.kl) if rows else None,
         total_variation=softmax.figure(softmax.total_variation) if softmax else None,
-        argmax_preserved=None if m.truth.op.output == "rows" else sum(_preserved(m, row) for row in range(m.truth.rows)),
+        argmax_preserved=None if m.truth.op.output == "rows" else sum(preserved(m, row) for row in range(m.truth.rows)),
         rank_inversions=_rank_inversions(m) if rows and ranks else None,
         backward_error=softmax.figure(softmax.backward_error) if softmax else None,
     )
@@ -359,7 +383,7 @@ def _ordered_rows(m: Measurement) -> Iterator[tuple[Array, Array, Array]]:
             yield m.truth.logits(row), m.kinds.got[part], m.kinds.got_nan[part]
 
 
-def _preserved(m: Measurement, row: int) -> bool:
+def preserved(m: Measurement, row: int) -> bool:
     """Whether the output at a maximum of the truth is the output's maximum; false for a row without truth or with a NaN."""
     part = slice(row * m.truth.width, (row + 1) * m.truth.width)
     if m.kinds.want_nan[part].any() or m.kinds.got_nan[part].any():
@@ -392,10 +416,10 @@ def _largest(truth: Truth, row: int) -> list[int]:
 
 def _rank_inversions(m: Measurement) -> int:
     """Pairs of a row with x_i > x_j and c_i < c_j."""
-    return sum(_inversions(x[~nan].tolist(), got[~nan].tolist()) for x, got, nan in _ordered_rows(m))
+    return sum(inversions(x[~nan].tolist(), got[~nan].tolist()) for x, got, nan in _ordered_rows(m))
 
 
-def _inversions(x: Sequence[float], got: Sequence[int]) -> int:
+def inversions(x: Sequence[float], got: Sequence[int]) -> int:
     count = 0
     below: list[int] = []
     pairs = sorted(zip(x, got, strict=True))
@@ -411,7 +435,7 @@ def worst(m: Measurement, count: int) -> tuple[Worst, ...]:
     """The `count` worst elements: special mismatches first, in C order, then by ULP error; exact ones are left out."""
     mismatches = np.flatnonzero(m.kinds.mismatch)[:count].tolist()
     chosen = m.ranked(count - len(mismatches))
-    return tuple(_worst(m, index, index in mismatches) for index in mismatches + chosen)
+    return tuple(describe(m, index, index in mismatches) for index in mismatches + chosen)
 
 
 def position(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -419,14 +443,15 @@ def position(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(index, shape)) if shape else ()
 
 
-def _worst(m: Measurement, index: int, mismatch: bool) -> Worst:
+def describe(m: Cells, index: int, mismatch: bool) -> Worst:
+    """One element for a list of the worst."""
     row, column = divmod(index, m.truth.width)
     logits = m.truth.op.output == "logits"
     return Worst(
         index=position(index, m.truth.shape),
         logit=float(m.truth.logits(row)[column]) if logits else None,
         got=float(m.output.reshape(-1)[index]),
-        expected=decimal(m.truth.resolved(row).enclosures[column], 17),
+        expected=m.expected(index, 17),
         ulp=None if mismatch else m.ulp(index),
         rel=None if mismatch else m.rel(index),
     )

@@ -160,6 +160,16 @@ class Outcome:
     truth: Array | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """An output made elsewhere, measured against the truth."""
+
+    metrics: Metrics
+    worst: tuple[Worst, ...]
+    bound: Bound
+    certificate: Certificate
+
+
 @dataclass(frozen=True)
 class Engine:
     """Who answered: package version, schema number of the answer, fingerprint of NumPy and the processor features in use."""

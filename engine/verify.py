@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from math import ceil, log2
 from typing import Any
@@ -15,8 +16,10 @@ from engine.arithmetic import Arithmetic, Recorder
 from engine.errors import InvalidProblem, UnknownName, quoted
 from engine.faults import explain
 from engine.formats import FORMATS, IEEE, Format
-from engine.measurement import Measurement
-from engine.metrics import measure, position, row_sum, worst
+from engine.measurement import Cells, Measurement
+from engine.metrics import measure as measure_exactly
+from engine.metrics import position, sums_apart
+from engine.metrics import worst as worst_of
 from engine.model import (
     Array,
     Bound,
@@ -25,13 +28,16 @@ from engine.model import (
     Evaluation,
     Fault,
     InputRounding,
+    Measured,
     Metrics,
     Outcome,
     Problem,
     Step,
     TruthAnswer,
+    Worst,
 )
 from engine.summation import SUMMATIONS
+from engine.survey import Map, Survey
 from engine.truth import SERVED_BITS, Truth, decimal, hexadecimal
 from engine.variants import Variant, of_op
 
@@ -39,6 +45,8 @@ VERSION = "0.1.0"
 SCHEMA = 1
 INCLUDE = ("values", "truth", "ranks")
 MAX_WORST = 32
+FAST_FROM = 512
+"""Elements from which the fast tiers are quicker than the exact path."""
 MAX_DIGITS = 4_000
 
 Progress = Callable[[int, int], None]
@@ -52,6 +60,8 @@ def evaluate(
     include: Collection[str] = (),
     worst: int = 8,
     progress: Progress | None = None,
+    map: Map = map,
+    audit: int = 0,
 ) -> Evaluation:
     """Run variants of an op on its logits rounded to each format, and measure every outcome against the certified truth.
 
@@ -59,7 +69,9 @@ def evaluate(
     formats: names or aliases. variants: names such as "naive" or "softmax/naive", all of the op if None.
     summation: a name in SUMMATIONS. include: any of "values", "truth" (arrays in the outcomes) and "ranks" (the
     rank_inversions figure). worst: how many of the worst elements to name, 0 to 32. progress: called with (done, total)
-    outcomes. Raises UnknownName, InvalidProblem, Undecided.
+    outcomes. map: how parts of the measuring (by rows) are run, a callable like the builtin; the answer does not depend on
+    it. audit: logits of a sample that the exact path judges again, 0 for none.
+    Raises UnknownName, InvalidProblem, Undecided, Disagreement.
     """
     op = ops.check(problem)
     rows = _chosen_formats(formats)
@@ -67,12 +79,30 @@ def evaluate(
     _check_options(summation, include, worst)
     total = len(rows) * len(chosen)
     outcomes = []
-    for outcome in _outcomes(problem, rows, chosen, summation, include, worst):
+    judge = partial(_judge, ranks="ranks" in include, count=worst, map=map, audit=audit)
+    for outcome in _outcomes(problem, rows, chosen, summation, include, judge):
         outcomes.append(outcome)
         if progress:
             progress(len(outcomes), total)
     n = problem.logits.shape[-1]
     return Evaluation(op.name, problem.logits.size // n, n, digest(problem.logits), "ieee", this_engine(), tuple(outcomes))
+
+
+def measure(
+    problem: Problem, output: Array, include: Collection[str] = (), worst: int = 8, map: Map = map, audit: int = 0
+) -> Measured:
+    """Measure an output made elsewhere against the certified truth of a problem, its tensors taken exactly as stored.
+
+    output: of the op's output shape; its dtype is the format it is measured in. include: "ranks" for the rank_inversions
+    figure. worst, map, audit and errors as for evaluate.
+    """
+    ops.check(problem)
+    _check_options("numpy", include, worst)
+    truth = Truth(problem, formats.of(output))
+    if output.shape != truth.shape:
+        raise InvalidProblem(f"output has shape {list(output.shape)}; for these logits it must be {list(truth.shape)}")
+    judged = _judge(output, truth, "ranks" in include, worst, map, audit)
+    return Measured(judged.metrics, judged.worst, judged.bound, judged.certificate)
 
 
 def certify(problem: Problem, format: str, digits: int = 30) -> TruthAnswer:
@@ -180,46 +210,83 @@ def _check_options(summation: str, include: Collection[str], count: int) -> None
 # ---- one outcome -----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """An output's figures, whichever path gave them."""
+
+    metrics: Metrics
+    worst: tuple[Worst, ...]
+    bound: Bound
+    status: str
+    absorbed: tuple[Fault, ...]
+    certificate: Certificate
+
+
 def _outcomes(
-    problem: Problem, rows: Sequence[Format], chosen: Sequence[Variant], summation: str, include: Collection[str], count: int
+    problem: Problem, rows: Sequence[Format], chosen: Sequence[Variant], summation: str, include: Collection[str], judge: _Judge
 ) -> Iterator[Outcome]:
     for fmt in rows:
         stored = _stored(problem, fmt)
         truth = Truth(stored, fmt)
         rounding = _input_rounding(problem.logits, stored.logits)
-        certificate = truth.certificate()
         for variant in chosen:
-            yield _outcome(variant, truth, summation, include, count, rounding, certificate)
+            yield _outcome(variant, truth, summation, include, rounding, judge)
+
+
+_Judge = Callable[[Array, Truth], _Judged]
 
 
 def _outcome(
-    variant: Variant,
-    truth: Truth,
-    summation: str,
-    include: Collection[str],
-    count: int,
-    rounding: InputRounding,
-    certificate: Certificate,
+    variant: Variant, truth: Truth, summation: str, include: Collection[str], rounding: InputRounding, judge: _Judge
 ) -> Outcome:
     recorder = Recorder()
     output = variant.run(*_arguments(truth.problem), Arithmetic(truth.fmt, summation, recorder))
-    measured = Measurement(output, truth)
-    metrics = _with_steps(measure(measured, "ranks" in include), recorder.steps)
-    beyond, bound = _against_bound(measured)
-    status = _status(measured, beyond)
+    judged = judge(output, truth)
     return Outcome(
         variant=variant.name,
         format=truth.fmt.name,
         summation=summation,
-        status=status,
-        metrics=metrics,
-        worst=worst(measured, count),
-        faults=(*explain(recorder.steps, truth.fmt), *_absorbed(measured, beyond)),
-        bound=bound,
+        status=judged.status,
+        metrics=_with_steps(judged.metrics, recorder.steps),
+        worst=judged.worst,
+        faults=(*explain(recorder.steps, truth.fmt), *judged.absorbed),
+        bound=judged.bound,
         input_rounding=rounding,
-        certificate=certificate,
+        certificate=judged.certificate,
         values=output if "values" in include else None,
         truth=truth.rounded() if "truth" in include else None,
+    )
+
+
+def _judge(output: Array, truth: Truth, ranks: bool, count: int, map: Map, audit: int) -> _Judged:
+    """By the fast tiers, or, where there is little to do, by the exact path alone: the figures are the same."""
+    if truth.rows * max(truth.width, truth.raw_logits.shape[1]) < FAST_FROM:
+        return _exactly(output, truth, ranks, count)
+    survey = Survey(output, truth, count, map)
+    survey.audit(audit)
+    metrics = survey.metrics(ranks)
+    widest, exceeded = survey.bound()
+    absorbed, first = survey.absorbed()
+    return _Judged(
+        metrics,
+        survey.worst(count),
+        Bound(bounds.rule(truth.op.name), truth.fmt.unit_roundoff, widest, exceeded),
+        survey.status(),
+        _absorbed_fault(absorbed, first, survey.cells, truth),
+        survey.certificate(),
+    )
+
+
+def _exactly(output: Array, truth: Truth, ranks: bool, count: int) -> _Judged:
+    measured = Measurement(output, truth)
+    beyond, bound = _against_bound(measured)
+    return _Judged(
+        measure_exactly(measured, ranks),
+        worst_of(measured, count),
+        bound,
+        _status(measured, beyond),
+        _absorbed(measured, beyond),
+        truth.certificate(),
     )
 
 
@@ -278,25 +345,9 @@ def _status(measured: Measurement, beyond: Sequence[int]) -> str:
     """unstable, inaccurate or accurate: the words of the README, \"What a status means\"."""
     kinds = measured.kinds
     lost = any(kinds.got[i] == 0 and kinds.normal[i] for i in beyond)
-    if kinds.mismatch.any() or lost or _sums_apart(measured):
+    if kinds.mismatch.any() or lost or sums_apart(measured):
         return "unstable"
     return "inaccurate" if beyond else "accurate"
-
-
-def _sums_apart(measured: Measurement) -> bool:
-    """Whether a softmax row's sum_defect exceeds that of the correctly rounded row by 1/2."""
-    truth, kinds, fmt = measured.truth, measured.kinds, measured.fmt
-    if truth.op.name != "softmax":
-        return False
-    one = 1 << (fmt.precision - 1 - fmt.emin)
-    for row in range(truth.rows):
-        part = slice(row * truth.width, (row + 1) * truth.width)
-        if kinds.want_nan[part].any() or kinds.mismatch[part].any():
-            continue
-        got, want = (abs(row_sum(values[part].tolist(), fmt) - one) for values in (kinds.got, kinds.want))
-        if 2 * (got - want) > one:
-            return True
-    return False
 
 
 def _absorbed(measured: Measurement, beyond: Sequence[int]) -> tuple[Fault, ...]:
@@ -304,17 +355,17 @@ def _absorbed(measured: Measurement, beyond: Sequence[int]) -> tuple[Fault, ...]
     kinds = measured.kinds
     zero = (kinds.got == 0) & ~kinds.got_nan & kinds.normal & kinds.compared
     zero[list(beyond)] = False
-    count = int(zero.sum())
+    return _absorbed_fault(int(zero.sum()), int(np.argmax(zero)), measured, measured.truth)
+
+
+def _absorbed_fault(count: int, index: int, cells: Cells, truth: Truth) -> tuple[Fault, ...]:
     if not count:
         return ()
-    index = int(np.argmax(zero))
-    first = position(index, measured.truth.shape)
-    row, column = divmod(index, measured.truth.width)
-    truth = decimal(measured.truth.resolved(row).enclosures[column], 5)
+    expected = cells.expected(index, 5)
     detail = (
-        f"the result is 0 where the truth is {truth}, a normal {measured.fmt.name}: it was absorbed, within what the bound allows"
+        f"the result is 0 where the truth is {expected}, a normal {truth.fmt.name}: it was absorbed, within what the bound allows"
     )
-    return (Fault("result", "absorbed", count, first, detail),)
+    return (Fault("result", "absorbed", count, position(index, truth.shape), detail),)
 
 
 def _nested(flat: list[str], shape: tuple[int, ...]) -> Any:

@@ -5,9 +5,11 @@ One tier so far, called T3 in certificates: mpmath, which decides every element.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil, floor, frexp, ldexp, log2
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from engine import formats, ops
 from engine.errors import Undecided
 from engine.formats import Format
 from engine.model import Array, Certificate, Problem
+from engine.truth import fast
 from engine.truth.exact import (
     MAX_PRECISION,
     ZERO,
@@ -49,6 +52,10 @@ __all__ = [
     "special_name",
 ]
 
+FAST_TIERS = fast.TIERS[1:]
+"""T1, T2: what single elements are taken to before mpmath."""
+FAST_BITS = (75, 96)
+"""Bits that these give an element which does not cancel."""
 SERVED_BITS = 78
 FIGURE_BITS = 72
 """Bits beyond the format's precision, so that an ULP error is known to 2^-72 ulp before anything must be refined."""
@@ -82,15 +89,25 @@ class Truth:
         self.width = self.op.width(n)
         self.bits = max(SERVED_BITS, fmt.precision + FIGURE_BITS)
         self._n = n
-        self._logits = formats.widen(problem.logits).reshape(self.rows, n)
+        self.raw_logits = problem.logits.reshape(self.rows, n)
         self._targets = _by_row(problem.targets, self.rows, not ops.is_index(problem))
         self._grad_output = _by_row(problem.grad_output, self.rows, True)
+        self.ambiguity = 0.0
+        self._cells: tuple[dict[int, Enclosure | None], ...] = tuple({} for _ in FAST_TIERS)
+        self._exact: dict[int, tuple[int, Enclosure]] = {}
+        self._decided: dict[int, tuple[int | None, int | None]] = {}
+        self._used: dict[int, str] = {}
         self._resolved: dict[int, Resolved] = {}
         self._finest: dict[int, tuple[int, list[Enclosure]]] = {}
 
     def logits(self, index: int) -> Array:
         """The logits of one row, as float64."""
-        return np.asarray(self._logits[index])
+        return formats.widen(self.raw_logits[index])
+
+    def companion(self, rows: Any) -> Array | None:
+        """The targets or the grad_output of some rows."""
+        given = self._grad_output if self._targets is None else self._targets
+        return None if given is None else np.asarray(given[rows])
 
     def row(self, index: int, bits: int) -> list[Enclosure]:
         """Enclosures of relative width below 2^-bits; see truth.exact for what the sticky stand-in means."""
@@ -105,6 +122,71 @@ class Truth:
         if index not in self._resolved:
             self._resolved[index] = self._resolve(index)
         return self._resolved[index]
+
+    # single elements, by the cheapest tier that tells
+
+    def cell(self, index: int, bits: int) -> Enclosure:
+        """One element's enclosure, of relative width below 2^-bits; of a sticky stand-in see truth.exact."""
+        for level, offered in enumerate(FAST_BITS):
+            if bits <= offered and (found := self._fast_cell(level, index)) is not None and _narrower(found, bits):
+                return found
+        return self.exact_cell(index, max(bits, self.bits))
+
+    def decided(self, index: int) -> tuple[int | None, int | None]:
+        """(ordinal of RN_F(T), floor(log2|T|)) of one element, as Resolved has them."""
+        if index not in self._decided:
+            self._decided[index] = self._decide_cell(index)
+        return self._decided[index]
+
+    def prefetch(self, indices: Iterable[int], level: int = 0) -> None:
+        """Compute the rows of these elements at a fast tier, many at a time."""
+        known = self._cells[level]
+        wanted = sorted({index for index in indices if index not in known})
+        known.update(dict.fromkeys(wanted))
+        for index, found in enclosures(self, FAST_TIERS[level], wanted):
+            known[index] = found
+
+    def tiers(self) -> Iterable[str]:
+        """The finest tier of each element that was looked at by itself."""
+        return self._used.values()
+
+    def part(self, rows: Sequence[int]) -> Problem:
+        """The problem of some rows."""
+        given = {"targets": self._targets, "grad_output": self._grad_output}
+        chosen = {name: None if values is None else values[list(rows)] for name, values in given.items()}
+        return Problem(self.op.name, self.raw_logits[list(rows)], **chosen)
+
+    def _fast_cell(self, level: int, index: int) -> Enclosure | None:
+        if index not in self._cells[level]:
+            self.prefetch([index], level)
+        self._note(index, level)
+        return self._cells[level][index]
+
+    def _note(self, index: int, level: int) -> None:
+        name = (*(tier.name for tier in FAST_TIERS), "T3")[level]
+        self._used[index] = max(self._used.get(index, ""), name)
+
+    def exact_cell(self, index: int, bits: int) -> Enclosure:
+        """One element by the exact path."""
+        known = self._exact.get(index)
+        if known is None or known[0] < bits:
+            row, column = divmod(index, self.width)
+            known = self._exact[index] = (bits, self._enclose(row, bits, [column])[0])
+        self._note(index, len(FAST_TIERS))
+        return known[1]
+
+    def _decide_cell(self, index: int) -> tuple[int | None, int | None]:
+        for level in range(len(FAST_TIERS)):
+            found = self._fast_cell(level, index)
+            if found is not None and (decided := _decide(_blurred(found, self.ambiguity, self.fmt), self.fmt)) is not None:
+                return decided
+        bits = self.bits
+        while (decided := _decide(self.exact_cell(index, bits), self.fmt)) is None:
+            if bits >= MAX_PRECISION:
+                row, column = divmod(index, self.width)
+                raise Undecided(f"the rounding of element {column} of row {row} to {self.fmt.name} is undecided at {bits} bits")
+            bits = min(2 * bits, MAX_PRECISION)
+        return decided
 
     @cached_property
     def probabilities(self) -> Truth:
@@ -136,20 +218,24 @@ class Truth:
         decided = [f for f in found if f is not None]
         return Resolved(enclosures, [ordinal for ordinal, _ in decided], [top for _, top in decided])
 
-    def _enclose(self, index: int, bits: int) -> list[Enclosure]:
-        x = self._logits[index]
+    def _enclose(self, index: int, bits: int, columns: Sequence[int] | None = None) -> list[Enclosure]:
+        """A row, or some columns of it."""
+        x = self.logits(index)
         finite = np.isfinite(x)
         if finite.all():
-            return self._enclose_finite(index, x, finite, bits)
+            return self._enclose_finite(index, x, finite, bits, columns)
         if np.isnan(x).any():
             return [float("nan")] * self.width
         if (x == np.inf).any():
             return [self.op.infinite] * self.width
         if not finite.any():
             return [self.op.fully_masked] * self.width
-        return self._enclose_finite(index, x, finite, bits)
+        found = self._enclose_finite(index, x, finite, bits)
+        return found if columns is None else [found[column] for column in columns]
 
-    def _enclose_finite(self, index: int, x: Array, finite: Array, bits: int) -> list[Enclosure]:
+    def _enclose_finite(
+        self, index: int, x: Array, finite: Array, bits: int, columns: Sequence[int] | None = None
+    ) -> list[Enclosure]:
         target, weights = self._target(index)
         masked = ~finite
         if self.op.name == "cross_entropy" and (
@@ -163,7 +249,8 @@ class Truth:
             weights=None if whole is None else _select(whole, finite),
             weight_sum=0 if whole is None else sum(whole.man),
             target=None if target is None else int(finite[:target].sum()),
-            grad_output=None if self._grad_output is None else scaled(self._grad_output[index][finite]),
+            grad_output=None if self._grad_output is None else scaled(formats.widen(self._grad_output[index])[finite]),
+            columns=columns,
         )
         found = enclose(self.op.name, inputs, bits)
         if self.op.output == "rows" or finite.all():
@@ -177,7 +264,7 @@ class Truth:
             return None, None
         entry = self._targets[index]
         if entry.ndim:
-            return None, entry
+            return None, formats.widen(entry)
         if self.op.name == "cross_entropy":
             return int(entry), None
         weights = np.zeros(self._n)
@@ -193,10 +280,67 @@ class Truth:
         return [ZERO] * self._n
 
 
+def enclosures(truth: Truth, tier: fast.Tier, indices: Sequence[int]) -> Iterator[tuple[int, Enclosure]]:
+    """Elements (flat indices, ascending) of a problem at a fast tier, those that it is proven for."""
+    up = fast.UP if truth.fmt.precision == 53 else 0
+    columns: dict[int, list[int]] = {}
+    for index in indices:
+        columns.setdefault(index // truth.width, []).append(index % truth.width)
+    rows = list(columns)
+    step = max(1, fast.CHUNK // max(truth.raw_logits.shape[1], truth.width))
+    for start in range(0, len(rows), step):
+        yield from _enclosures_of(truth, tier, up, rows[start : start + step], columns)
+
+
+def _enclosures_of(
+    truth: Truth, tier: fast.Tier, up: int, rows: Sequence[int], columns: dict[int, list[int]]
+) -> Iterator[tuple[int, Enclosure]]:
+    chosen = np.array(rows)
+    chosen = chosen[fast.within(truth.op.name, truth.raw_logits[chosen], truth.companion(chosen))]
+    if not chosen.size:
+        return
+    block = fast.Block(truth.op.name, tier, up, truth.raw_logits[chosen], truth.companion(chosen), fast.Buffers())
+    block.prepare()
+    for part in block.parts():
+        radius = np.abs(part.hi) * block.bound if part.radius is None else part.radius
+        for place, row in enumerate(chosen.tolist()):
+            for column in columns[row]:
+                if part.start <= column < part.stop:
+                    at = (column - part.start, place) if block.axis == 0 else (place, column - part.start)
+                    if part.masked is None or not part.masked[at]:
+                        low = 0.0 if part.lo is None else float(part.lo[at])
+                        yield row * truth.width + column, _interval(float(part.hi[at]), low, float(radius[at]), up)
+
+
+def _interval(hi: float, lo: float, radius: float, up: int) -> tuple[int, int, int]:
+    """(hi + lo +- radius) 2^-up in integers; two units beyond for the rounding of the radius itself."""
+    unit = max(frexp(max(abs(hi), radius))[1] - 128, -1074)
+    man = int(ldexp(hi, -unit)) + floor(ldexp(lo, -unit))
+    reach = ceil(ldexp(radius, -unit) * (1 + 2.0**-30)) + 2
+    return man - reach, man + reach, unit - up
+
+
+def _narrower(e: Enclosure, bits: int) -> bool:
+    assert not isinstance(e, float)
+    lo, hi, _ = e
+    return (lo > 0 or hi < 0) and (hi - lo) << bits <= min(abs(lo), abs(hi))
+
+
+def _blurred(e: Enclosure, ulps: float, fmt: Format) -> Enclosure:
+    """An enclosure widened by some ulps, so that what is near a boundary goes on to the next tier."""
+    if isinstance(e, float) or not ulps:
+        return e
+    lo, hi, exp = e
+    top = max(abs(lo), abs(hi)).bit_length() + exp
+    shift = formats.ulp_exponent(top, fmt) + int(log2(ulps)) - exp
+    pad = 1 << shift if shift > 0 else 1
+    return lo - pad, hi + pad, exp
+
+
 def _by_row(values: Array | None, rows: int, last_axis: bool) -> Array | None:
     if values is None:
         return None
-    return formats.widen(values).reshape(rows, -1) if last_axis else values.reshape(rows)
+    return np.asarray(values.reshape(rows, -1) if last_axis else values.reshape(rows))
 
 
 def _select(whole: Scaled, finite: Array) -> Scaled:
@@ -223,6 +367,8 @@ def _decide(e: Enclosure, fmt: Format) -> tuple[int | None, int | None] | None:
     if isinstance(e, float):
         return (None if e != e else formats.infinity(e, fmt)), None
     lo, hi, exp = e
+    if lo <= 0 <= hi and lo != hi:
+        return None
     if lo == hi:
         return formats.round_ordinal(lo, exp, fmt), (abs(lo).bit_length() + exp - 1 if lo else None)
     return formats.round_between(lo, hi, exp, fmt)

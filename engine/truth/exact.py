@@ -41,8 +41,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import floor, frexp, gcd, log2, log10
-from typing import NamedTuple
+from math import floor, frexp, gcd, isqrt, log2, log10
+from typing import Any, NamedTuple
 
 import numpy as np
 from mpmath import libmp
@@ -351,13 +351,21 @@ def hull(e: tuple[int, int, int]) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """One row of a problem: finite logits, and the target or grad_output entries that go with them, all exact."""
+    """One row of a problem: finite logits, and the target or grad_output entries that go with them, all exact.
+
+    columns: the flat columns of the output that are wanted, None for all.
+    """
 
     row: Row
     weights: Scaled | None = None
     weight_sum: int = 0
     target: int | None = None
     grad_output: Scaled | None = None
+    columns: Sequence[int] | None = None
+
+    def chosen(self, values: Sequence[Any]) -> Sequence[Any]:
+        """The values of the columns that are wanted: all where none are named."""
+        return values if self.columns is None else [values[column] for column in self.columns]
 
 
 Evaluate = Callable[[Inputs, Exponentials, int], list[Enclosure]]
@@ -388,8 +396,9 @@ def _probability(delta: int, e: Exponentials, bits: int, scale: int = 1, exp: in
 
 
 def _softmax(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
-    table = {delta: _probability(delta, e, bits) for delta in inputs.row.counts}
-    return [table[delta] for delta in inputs.row.deltas]
+    deltas = inputs.chosen(inputs.row.deltas)
+    table = {delta: _probability(delta, e, bits) for delta in set(deltas)}
+    return [table[delta] for delta in deltas]
 
 
 def _log_rest(e: Exponentials, sign: int, scale: Real = (1, 0)) -> Signed | None:
@@ -397,9 +406,9 @@ def _log_rest(e: Exponentials, sign: int, scale: Real = (1, 0)) -> Signed | None
 
 
 def _log_softmax(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
-    row, rest = inputs.row, _log_rest(e, -1)
-    table = {delta: _combine((delta, 1, row.exp), rest, e.precision, bits) for delta in row.counts}
-    return [table[delta] for delta in row.deltas]
+    deltas, rest = inputs.chosen(inputs.row.deltas), _log_rest(e, -1)
+    table = {delta: _combine((delta, 1, inputs.row.exp), rest, e.precision, bits) for delta in set(deltas)}
+    return [table[delta] for delta in deltas]
 
 
 def _logsumexp(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
@@ -422,16 +431,17 @@ def _cross_entropy(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure
 def _cross_entropy_grad(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
     weights = inputs.weights
     assert weights is not None
-    pairs = list(zip(inputs.row.deltas, weights.man, strict=True))
+    pairs = inputs.chosen(list(zip(inputs.row.deltas, weights.man, strict=True)))
     table = {(d, y): _probability(d, e, bits, inputs.weight_sum, weights.exp, y) for d, y in set(pairs)}
     return [table[pair] for pair in pairs]
 
 
 def _jacobian(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
-    deltas, counts = inputs.row.deltas, inputs.row.counts
-    diagonal = {d: _diagonal(d, e, bits) for d in counts}
-    beside = {(a, b): _off_diagonal(a, b, e, bits) for a in counts for b in counts if a >= b and (a != b or counts[a] > 1)}
-    return [diagonal[a] if i == j else beside[max(a, b), min(a, b)] for i, a in enumerate(deltas) for j, b in enumerate(deltas)]
+    deltas = inputs.row.deltas
+    places = inputs.chosen(range(len(deltas) ** 2))
+    pairs = [(i == j, *sorted((deltas[i], deltas[j]), reverse=True)) for i, j in (divmod(place, len(deltas)) for place in places)]
+    table = {key: _diagonal(key[1], e, bits) if key[0] else _off_diagonal(key[1], key[2], e, bits) for key in set(pairs)}
+    return [table[key] for key in pairs]
 
 
 def _diagonal(delta: int, e: Exponentials, bits: int) -> Enclosure:
@@ -481,7 +491,7 @@ def _vjp(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
         sums[delta] += g
     shifts = {d: count * sums[0] - e.ties * sums[d] for d, count in inputs.row.counts.items() if d}
     tau = _signed_sum([(c, e.exp[d]) for d, c in shifts.items()], precision)
-    pairs = list(zip(deltas, grad.man, strict=True))
+    pairs = inputs.chosen(list(zip(deltas, grad.man, strict=True)))
     table = {}
     for delta, g in set(pairs):
         lead = e.ties * g - sums[0]
@@ -637,6 +647,29 @@ def hexadecimal(enclosure: Enclosure) -> str:
 def special_name(value: float) -> str:
     """ "NaN", "Infinity" or "-Infinity"."""
     return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+
+
+# ---- tables for truth.dd -----------------------------------------------------------------------------------------------
+
+
+def log_of_two(bits: int) -> int:
+    """log 2 in units of 2^-bits, off by less than 2."""
+    return _fixed_log(2, bits)
+
+
+def roots_of_two(count: int, bits: int) -> list[int]:
+    """2^(j/count), j = 0..count-1, in units of 2^-bits, off by less than 2^10; count: a power of two.
+
+    Square roots of 2 down to 2^(1/count), by integers, and a product for every j: each loses less than a unit in 2^-(bits + 32).
+    """
+    unit = bits + 32
+    roots = [2 << unit]
+    while 1 << len(roots) <= count:
+        roots.append(isqrt(roots[-1] << unit))
+    table = [1 << unit]
+    for root in reversed(roots[1:]):
+        table += [(value * root) >> unit for value in table]
+    return [value >> 32 for value in table]
 
 
 # ---- certified exp and log for the figures ---------------------------------------------------------------------------

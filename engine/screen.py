@@ -1,0 +1,1126 @@
+"""TODO docstring"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from engine import formats, ops
+from engine.figures import bin_numbers, edge
+from engine.formats import Format
+from engine.model import Array
+from engine.truth import dd, fast
+from engine.truth.fast import CHUNK, FLOOR, Block, Buffers, Part, Tier
+
+FIRST_BIN = -640
+BINS = 64 * 1024 - FIRST_BIN + 2
+"""Percentile bins, from FIRST_BIN on."""
+OPEN = 2.0**-23
+"""An element whose ULP error is not known to so many ulps is left to a finer tier."""
+SMALL = 2.0**-8
+_EXPONENT = np.array(0x7FF0000000000000)
+_MANTISSA = np.array((1 << 52) - 1)
+_SUB = np.array(45)
+"""Bits dropped for the sub-bins of the percentiles: 128 of them in each octave."""
+_FIRST = np.array((1023 - 11) << 7)
+_COUNT = 31 << 7
+_TOP = 2.0**20
+_LOG = 2.0**-32
+"""Relative error of what goes through the logarithm here."""
+_SUM = 2.0**-36
+"""Relative error of a sum of at most 2^14 numbers of one sign, and of the few operations before it."""
+
+Sum = tuple[float, float]
+"""A value and what it may be off by."""
+
+
+@dataclass
+class Candidates:
+    """Indices that may have the largest value, with their values and what these may be off by."""
+
+    keep: int = 1
+    slack: float = 2.0**-38
+    least: float = 0.0
+    best: Array = field(default_factory=lambda: np.empty(0))
+    index: list[Array] = field(default_factory=list)
+    value: list[Array] = field(default_factory=list)
+    radius: list[Array] = field(default_factory=list)
+
+    def offer(self, values: Array, radius: Array | float, top: float, index: Any) -> None:
+        """Values >= 0 (any shape; -inf: out of the question), what they may be off by, their maximum and that, and
+        index(flat positions): their indices."""
+        if not top > 0 or top < self.least:
+            return
+        flat = values.reshape(-1)
+        widest = float(np.max(radius))
+        if self.least <= 0 and flat.size > self.keep:
+            self._raise(float(np.partition(flat, -self.keep)[-self.keep]) - widest)
+        chosen = np.flatnonzero(flat >= self.least - widest)
+        found = flat[chosen]
+        self.index.append(index(chosen))
+        self.value.append(found)
+        self.radius.append(np.broadcast_to(radius_of(radius, chosen), chosen.shape))
+        self.best = np.concatenate([self.best, found - widest])
+        if self.best.size > self.keep:
+            self.best = np.partition(self.best, -self.keep)[-self.keep :]
+        if self.best.size == self.keep:
+            self._raise(float(self.best.min()))
+
+    def _raise(self, lower: float) -> None:
+        self.least = max(self.least, lower - abs(lower) * self.slack)
+
+    def pruned(self) -> tuple[Array, Array, Array]:
+        """Indices, values and radii of those that remain, in the order of the indices."""
+        if not self.index:
+            return np.empty(0, np.int64), np.empty(0), np.empty(0)
+        index, value, radius = (np.concatenate(rows) for rows in (self.index, self.value, self.radius))
+        if index.size >= self.keep:
+            lower = np.partition(value - radius, -self.keep)[-self.keep]
+            self._raise(float(lower))
+        kept = value + radius >= self.least
+        order = np.argsort(index[kept], kind="stable")
+        return index[kept][order], value[kept][order], radius[kept][order]
+
+    def merge(self, other: Candidates) -> None:
+        """Take the other's candidates too."""
+        self.least = max(self.least, other.least)
+        self.index += other.index
+        self.value += other.value
+        self.radius += other.radius
+
+
+def radius_of(radius: Array | float, chosen: Any) -> Any:
+    """Of chosen flat elements, whether there is one for all or one for each."""
+    return radius.reshape(-1)[chosen] if isinstance(radius, np.ndarray) else radius
+
+
+@dataclass
+class Partial:
+    """What one part of an output has shown at one tier; parts are merged in the order of their rows.
+
+    low, high: counts by percentile bin, from FIRST_BIN on. open_elements, open_rows: what is left to finer tiers, and excluded
+    from every figure of elements, or of rows, here.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    sums: dict[str, Sum] = field(default_factory=dict)
+    low: Array = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    high: Array = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    ordinal: int = 0
+    most: dict[str, Candidates] = field(default_factory=dict)
+    first: dict[str, int] = field(default_factory=dict)
+    open_elements: list[int] = field(default_factory=list)
+    open_rows: set[int] = field(default_factory=set)
+    far_rows: list[int] = field(default_factory=list)
+    open_defects: list[int] = field(default_factory=list)
+    open_bounds: list[int] = field(default_factory=list)
+    apart_rows: list[int] = field(default_factory=list)
+    undecided_argmax: list[int] = field(default_factory=list)
+    mismatch: list[int] = field(default_factory=list)
+    ranges: set[tuple[float, float]] = field(default_factory=set)
+    widest: float = 0.0
+
+    def bin(self, low: Array, high: Array, count: int = 1) -> None:
+        """Count errors > 0 in their percentile bins: by the least and by the most that they may be."""
+        for bins, values in ((self.low, low), (self.high, high)):
+            found = np.bincount(bin_numbers(values) - FIRST_BIN)
+            bins[: found.size] += found * count
+
+    def add(self, name: str, value: float, error: float) -> None:
+        """Add to a sum."""
+        total, doubt = self.sums.get(name, (0.0, 0.0))
+        total += value
+        self.sums[name] = total, doubt + error + abs(total) * 2.0**-52
+
+    def mark(self, name: str, index: int) -> None:
+        """Remember the smallest index of that name."""
+        self.first[name] = min(index, self.first.get(name, index))
+
+    def merge(self, other: Partial) -> Partial:
+        """Take the figures of the rows that follow."""
+        self.counts.update(other.counts)
+        for name, (value, error) in other.sums.items():
+            self.add(name, value, error)
+        self.low += other.low
+        self.high += other.high
+        self.ordinal = max(self.ordinal, other.ordinal)
+        for name, candidates in other.most.items():
+            self.most.setdefault(name, Candidates(candidates.keep, candidates.slack)).merge(candidates)
+        for name, index in other.first.items():
+            self.mark(name, index)
+        for name in _LISTS:
+            getattr(self, name).extend(getattr(other, name))
+        self.open_rows |= other.open_rows
+        self.ranges |= other.ranges
+        self.widest = max(self.widest, other.widest)
+        return self
+
+
+_LISTS = ("open_elements", "far_rows", "open_defects", "open_bounds", "apart_rows", "undecided_argmax", "mismatch")
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """Some rows of an output to be measured. logits: (rows, n); extra: targets or grad_output of these rows, or None.
+
+    output: (rows, width), of the format; first: the first row's number; keep: how many of the largest ULP errors are wanted;
+    ambiguity: ULPs within which nothing is taken as decided, if more than the tier's own.
+    """
+
+    op: str
+    format: str
+    tier: Tier
+    logits: Array
+    extra: Array | None
+    output: Array
+    first: int
+    keep: int
+    ambiguity: float = 0.0
+
+
+def screen(work: Work) -> Partial:
+    """What one tier shows of some rows."""
+    return _Screen(work).run()
+
+
+class _Screen:
+    """One pass over the rows of a Work."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.op = ops.OPS[work.op]
+        self.fmt: Format = formats.FORMATS[work.format]
+        self.width = work.output.shape[1]
+        self.n = work.logits.shape[1]
+        self.up = fast.UP if self.fmt.precision == 53 else 0
+        self.buffers = Buffers()
+        self.partial = Partial()
+        for name, keep in (("ulp", work.keep), ("rel", 1), ("normal", 1), ("abs", 1)):
+            self.partial.most[name] = Candidates(keep)
+        for name in _ROW_FIGURES:
+            self.partial.most[name] = Candidates(1, 2.0**-18)
+        self.doubt = max(OPEN, 2 * work.ambiguity)
+        self.finite = True
+        self.ledger = _Ledger(self)
+
+    def run(self) -> Partial:
+        work = self.work
+        rows = len(work.logits)
+        step = max(1, CHUNK // max(self.n, self.width))
+        for start in range(0, rows, step):
+            self._block(np.arange(start, min(start + step, rows)))
+        self.ledger.close()
+        return self.partial
+
+    # rows
+
+    def _block(self, rows: Array) -> None:
+        work = self.work
+        whole = slice(int(rows[0]), int(rows[-1]) + 1)
+        logits, output = work.logits[whole], work.output[whole]
+        extra = None if work.extra is None else work.extra[whole]
+        block = Block(work.op, work.tier, self.up, logits, extra, self.buffers)
+        live = np.isfinite(block.maximum.reshape(-1))
+        far = self._far(block, live)
+        if far.any():
+            self.partial.far_rows += (work.first + rows[far]).tolist()
+        special = ~live
+        if special.any():
+            top = block.maximum.reshape(-1)
+            kinds = ((np.isnan(top), np.nan), (top == np.inf, self.op.infinite), (top == -np.inf, self.op.fully_masked))
+            for chosen, value in kinds:
+                if chosen.any():
+                    self._special(output[chosen], value, rows[chosen])
+        usual = live & ~far
+        if not usual.any():
+            return
+        if not usual.all():
+            extra = None if extra is None else extra[usual]
+            block = Block(work.op, work.tier, self.up, logits[usual], extra, self.buffers)
+            rows, output = rows[usual], output[usual]
+        block.prepare()
+        _Rows(self, block, rows + work.first, output).run()
+
+    def _far(self, block: Block, live: Array) -> Array:
+        """Rows whose numbers leave the range the fast tiers are proven for."""
+        size = np.maximum(np.abs(block.maximum), np.abs(block.minimum))
+        weighted = block.extra is not None and block.extra.ndim == 2
+        if not weighted and self.op.output != "jacobian" and (not block.logarithmic or bool((size < fast.HUGE).all())):
+            return np.zeros(len(live), bool)
+        return np.asarray(live & ~fast.within(self.op.name, block.logits, block.extra))
+
+    def _special(self, output: Array, value: float, rows: Array) -> None:
+        """Rows whose every truth is NaN or an infinity."""
+        counts = self.partial.counts
+        c = formats.widen(output)
+        self.raw(c)
+        nan = np.isnan(c)
+        right = nan if np.isnan(value) else c == value
+        counts["n"] += c.size
+        counts["correctly_rounded"] += int(right.sum())
+        counts["nan_missing" if np.isnan(value) else "nan_unexpected"] += int((~nan).sum() if np.isnan(value) else nan.sum())
+        counts["special_mismatch"] += int((~right).sum())
+        if np.isnan(value):
+            counts["untrue_rows"] += len(rows)
+        self.partial.open_defects += (rows + self.work.first).tolist()
+        for x in formats.widen(self.work.logits[rows]):
+            x = x[np.isfinite(x)]
+            self.partial.ranges.add((float(x.max()), float(x.min())) if x.size else (0.0, 0.0))
+        self.mismatches(
+            np.flatnonzero(~right.reshape(-1)), lambda at: (rows + self.work.first)[at // self.width] * self.width + at % self.width
+        )
+
+    def raw(self, c: Array) -> int:
+        """Counts that need no truth; returns the number of zeros. Afterwards `finite` says whether all of c is."""
+        counts = self.partial.counts
+        least, most = float(c.min()), float(c.max())
+        self.finite = -inf < least <= most < inf
+        self.size = max(-least, most) if self.finite else inf
+        if not self.finite:
+            counts["nan_count"] += int(np.isnan(c).sum())
+            counts["inf_count"] += int(np.isinf(c).sum())
+            counts["negative_inf"] += int((c == -inf).sum())
+        elif least >= self.fmt.smallest_normal or most <= -self.fmt.smallest_normal:
+            return 0
+        zeros = c.size - int(np.count_nonzero(c))
+        counts["zero_count"] += zeros
+        counts["subnormal_count"] += int(np.count_nonzero(np.abs(c) < self.fmt.smallest_normal)) - zeros
+        return zeros
+
+    def mismatches(self, at: Array, index: Any) -> None:
+        """Remember the first special mismatches."""
+        if at.size:
+            found = self.partial.mismatch
+            found += np.sort(index(at))[: self.work.keep].tolist()
+            del found[self.work.keep :]
+
+
+_FIGURED = ("softmax", "log_softmax")
+"""Ops with figures of rows."""
+_SUMMED = (*_FIGURED, "cross_entropy_grad")
+"""Ops with a sum_defect."""
+_TOGETHER = 4096
+_ROW_FIGURES = ("kl", "total_variation", "backward_error", "sum_defect")
+_SIGNS = {"softmax": 1, "cross_entropy": 1, "log_softmax": -1}
+
+
+class _Rows:
+    """The figures of one block of ordinary rows."""
+
+    def __init__(self, screen: _Screen, block: Block, rows: Array, output: Array) -> None:
+        self.screen, self.block, self.rows, self.output = screen, block, rows, output
+        self.fmt, self.b, self.p = screen.fmt, screen.buffers, screen.partial
+        self.name = screen.op.name
+        self.axis = block.axis
+        self.up = 2.0**screen.up
+        self.low_binade = self.fmt.smallest_normal * self.up
+        self.sign = _SIGNS.get(self.name, 0)
+        self.figures = self.name in _FIGURED
+        self.defects = self.name in _SUMMED
+        per_row = block.shape(1)
+        self.least = self._least()
+        self.rational = self.least == block.maximum  # there, and only there, a truth can be a number of the format
+        self.some_rational = bool(self.rational.any())
+        self.coefficient = self._coefficient()
+        self.row: dict[str, Array] = {name: np.zeros(per_row) for name in ("kl", "variation", "sum", "sum low", "rounded")}
+        self.row["high"], self.row["low"] = np.full(per_row, -inf), np.full(per_row, inf)
+        self.row["top"] = np.full(per_row, -inf)
+        for name in ("key", "at most", "at least"):
+            self.row[name] = np.full(per_row, inf if name == "at least" else -inf)
+        self.tightest = float(self.coefficient.min()) * (1 - 2.0**-30)
+        self.endless, self.void, self.unsummed, self.apart = (np.zeros(per_row, bool) for _ in range(4))
+
+    def _least(self) -> Array:
+        """The smallest finite logit of each row."""
+        block = self.block
+        if not block.masks:
+            return block.minimum
+        x = block.logits.astype(np.float64)
+        return block.per_row(np.where(np.isinf(x), np.inf, x).min(axis=1))
+
+    def _coefficient(self) -> Array:
+        """(n + 4 + 2 (x_max - x_min)) u of each row, to 2^-50 relatively; engine.bounds has it exactly."""
+        with np.errstate(over="ignore"):
+            found = (self.block.n + 4 + 2 * (self.block.maximum - self.least)) * self.fmt.unit_roundoff
+        return np.asarray(found)
+
+    def index(self, part: Part) -> Any:
+        """Flat positions of a part to flat indices of the output."""
+        count, width = part.stop - part.start, self.screen.width
+        rows = self.rows
+
+        def place(at: Array) -> Array:
+            row, column = (at % len(rows), at // len(rows)) if self.axis == 0 else (at // count, at % count)
+            return np.asarray(rows[row] * width + (column + part.start))
+
+        return place
+
+    def run(self) -> None:
+        for part in self.block.parts():
+            self._part(part)
+        self._finish()
+
+    # one part
+
+    def _part(self, part: Part) -> None:
+        """Everything that one part shows. Below, T and c are taken times the sign of T, and times 2^up."""
+        c = self._loaded(part)
+        cell = _Cells(part, c, self._magnitude(part, c), self.index(part))
+        if not self.figures and self.screen.op.output != "rows":
+            self._truth_tops(cell)
+        self._odd(cell)
+        self._binade(cell)
+        self._errors(cell)
+        self._rounded(cell)
+        self._open(cell)
+        self._zeros(cell)
+        self._count(cell)
+        self._beyond(cell)
+        if self.figures:
+            self._row_figures(cell)
+        self._rank(cell)
+
+    def _loaded(self, part: Part) -> Array:
+        c = self.b("c", part.hi.shape)
+        np.copyto(c, self.block.laid(self.output[:, part.start : part.stop]))
+        self.zeros = self.screen.raw(c)
+        self.p.counts["n"] += c.size
+        if self.defects:
+            self._sum_outputs(c)
+        if self.figures:
+            self._tops_by_logits(c, part)
+        self.raw = c if self.figures and self.screen.finite else c.copy()
+        if self.up != 1:
+            with np.errstate(over="ignore"):
+                np.multiply(c, self.up, c)
+        return c
+
+    def _magnitude(self, part: Part, c: Array) -> tuple[Array, Array | None, Array | int]:
+        """|T| as a + lo, and the sign of T; c is multiplied by it."""
+        a, lo = part.hi, part.lo
+        sign: Array | int = self.sign
+        if self.sign == -1:
+            for values in (a, c) if lo is None else (a, c, lo):
+                np.negative(values, values)
+        elif self.sign == 0:
+            sign = np.copysign(1.0, a)
+            for values in (a, c) if lo is None else (a, c, lo):
+                np.multiply(values, sign, values)
+        return a, lo, sign
+
+    def _odd(self, cell: _Cells) -> None:
+        """Elements with an infinity or a NaN in them: counted here, then taken out as if both numbers were 1."""
+        a, masked = cell.a, cell.part.masked
+        infinite = masked if masked is not None and self.name in ("log_softmax", "cross_entropy") else None
+        odd = None if infinite is None else infinite.copy()
+        cell.gone = None if masked is None or infinite is not None else masked & (a == 0)
+        if not self.screen.finite:
+            wild = ~np.isfinite(self.raw)
+            odd = wild if odd is None else odd | wild
+        over = self._overflowing(a)
+        if over is not None:
+            odd = over if odd is None else odd | over
+        if odd is not None and odd.any():
+            self._count_odd(cell, np.flatnonzero(odd), infinite, over)
+        if not a.all():
+            np.copyto(a, FLOOR, where=a == 0)
+
+    def _overflowing(self, a: Array) -> Array | None:
+        """Where the truth rounds to infinity, or may."""
+        if self.fmt.precision == 53 or self.name in ("softmax", "softmax_jacobian"):
+            return None
+        limit = (2 - self.fmt.unit_roundoff) * 2.0**self.fmt.emax
+        return a >= limit * (1 - 2.0**-20) if float(a.max()) >= limit * (1 - 2.0**-20) else None
+
+    def _count_odd(self, cell: _Cells, at: Array, infinite: Array | None, over: Array | None) -> None:
+        counts = self.p.counts
+        c = cell.c.reshape(-1)[at]
+        c = np.where(np.isfinite(self.raw.reshape(-1)[at]) & np.isinf(c), 0.0, c)  # only scaling made it infinite
+        none = np.zeros(at.shape, bool)
+        endless = none if infinite is None else infinite.reshape(-1)[at]
+        beyond = none if over is None else over.reshape(-1)[at] & ~endless
+        limit = (2 - self.fmt.unit_roundoff) * 2.0**self.fmt.emax if over is not None else inf
+        near = beyond & (np.abs(cell.a.reshape(-1)[at] - limit) <= limit * 2.0**-19)
+        sure = beyond & ~near
+        unbounded = endless | sure
+        nan = np.isnan(c)
+        right = unbounded & (c == inf)
+        counts["nan_unexpected"] += int(nan.sum())
+        counts["overflow_count"] += int((~unbounded & ~near & np.isinf(c)).sum())
+        counts["correctly_rounded"] += int(right.sum())
+        counts["exact"] += int((right & sure).sum())
+        counts["compared"] += int((right & sure).sum())
+        wrong = ~right & ~near
+        counts["special_mismatch"] += int(wrong.sum())
+        self.screen.mismatches(at[wrong], cell.place)
+        if near.any():
+            self.p.open_elements += cell.place(at[near]).tolist()
+            self.p.open_rows |= set((cell.place(at[near]) // self.screen.width).tolist())
+        lost = np.zeros(cell.c.size, bool)
+        lost[at[np.isinf(c) & ~(right & endless)]] = True
+        self.endless |= lost.reshape(cell.c.shape).any(axis=self.axis, keepdims=True)
+        bad = np.zeros(cell.c.size, bool)
+        bad[at[wrong]] = True
+        self.apart |= bad.reshape(cell.c.shape).any(axis=self.axis, keepdims=True)
+        for values, value in ((cell.a, 1.0), (cell.c, 1.0), (cell.lo, 0.0)):
+            if values is not None:
+                values.reshape(-1)[at] = value
+        cell.odd = at
+
+    def _binade(self, cell: _Cells) -> None:
+        """2^floor(log2 |T|), not below that of the smallest normal number, decided where T is near a power of two."""
+        power, mantissa = self.b("power", cell.a.shape, np.int64), self.b("j", cell.a.shape, np.int64)
+        bits = cell.a.view(np.int64)
+        np.bitwise_and(bits, _MANTISSA, mantissa)
+        reach = int(self.screen.doubt * 2.0 ** (53 - self.fmt.precision) + self.block.bound * 2.0**52) + 2
+        near = int(mantissa.min()) < reach or int(mantissa.max()) >= (1 << 52) - reach
+        at = np.flatnonzero((mantissa < reach) | (mantissa >= (1 << 52) - reach)) if near else None
+        np.bitwise_and(bits, _EXPONENT, power)
+        np.maximum(power, np.array(self.low_binade).view(np.int64), out=power)
+        cell.power = power
+        if at is not None:
+            self._settle_binades(cell, at, bits.reshape(-1)[at])
+
+    def _settle_binades(self, cell: _Cells, at: Array, bits: Array) -> None:
+        nearest = (bits + (1 << 51)) & _EXPONENT
+        keep = nearest > np.array(self.low_binade).view(np.int64)
+        at, nearest = at[keep], nearest[keep]
+        if not at.size:
+            return
+        edge = nearest.view(np.float64)
+        beside = cell.a.reshape(-1)[at] - edge
+        if cell.lo is not None:
+            beside = beside + cell.lo.reshape(-1)[at]
+        below = beside < 0
+        doubt = self._radius(cell, at)
+        open_ = np.abs(beside) <= np.maximum(doubt, edge * (self.screen.work.ambiguity * 2.0 ** (1 - self.fmt.precision)))
+        if self.name == "softmax":  # a probability is below 1, but where a row has a single finite logit
+            one = (edge == self.up) & ~self._of_rows(self.rational, cell, at)
+            below |= one
+            open_ &= ~one
+        cell.power.reshape(-1)[at] = np.where(below, nearest - (1 << 52), nearest)
+        cell.hard.append(at[open_])
+
+    def _of_rows(self, values: Array, cell: _Cells, at: Array) -> Array:
+        """A figure of the rows, for flat positions of a part."""
+        row = at % len(self.rows) if self.axis == 0 else at // cell.a.shape[1]
+        return np.asarray(values.reshape(-1)[row])
+
+    def _radius(self, cell: _Cells, at: Array) -> Array:
+        """What T may be off by, for flat positions."""
+        radius = cell.part.radius
+        if radius is None:
+            return np.asarray(self.block.bound * cell.a.reshape(-1)[at])
+        return np.asarray(radius.reshape(-1)[at])
+
+    def _errors(self, cell: _Cells) -> None:
+        """c - T, and the same in ulps."""
+        shape = cell.a.shape
+        inverse = self.b("head", shape).view(np.int64)
+        np.subtract(np.array((2046 + self.fmt.precision - 1) << 52, np.uint64).view(np.int64), cell.power, inverse)
+        cell.inverse = inverse.view(np.float64)
+        cell.r, cell.e = self.b("q", shape), self.b("rest", shape)
+        np.subtract(cell.c, cell.a, cell.r)
+        if cell.lo is not None:
+            np.subtract(cell.r, cell.lo, cell.r)
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.multiply(cell.r, cell.inverse, cell.e)
+            cell.delta = np.divide(cell.r, cell.a, out=self.b("back", shape))
+        cell.share = np.abs(cell.delta, out=self.b("d", shape))
+        cell.most = float(cell.share.max())
+
+    def _rounded(self, cell: _Cells) -> None:
+        """R = RN(T), decided where T is near a midpoint."""
+        a, precision = cell.a, self.fmt.precision
+        rounded, magic, step = self.b("a", a.shape), self.b("t", a.shape), self.b("w", a.shape)
+        if precision == 53:
+            np.copyto(rounded, a)
+            if float(a.min()) < self.low_binade:
+                np.copyto(rounded, (a + self.low_binade) - self.low_binade, where=a < self.low_binade)
+        else:
+            np.multiply(cell.power.view(np.float64), 1.5 * 2.0 ** (53 - precision), magic)
+            np.add(a, magic, rounded)
+            np.subtract(rounded, magic, rounded)
+        np.subtract(a, rounded, step)
+        if cell.lo is not None:
+            np.add(step, cell.lo, step)
+        np.multiply(step, cell.inverse, step)
+        np.abs(step, step)
+        cell.rounded = rounded
+        if float(step.max()) >= 0.5 - self.screen.doubt:
+            self._settle_halves(cell, np.flatnonzero(step >= 0.5 - self.screen.doubt), step)
+
+    def _settle_halves(self, cell: _Cells, at: Array, step: Array) -> None:
+        a, rounded, inverse = (values.reshape(-1)[at] for values in (cell.a, cell.rounded, cell.inverse))
+        size = step.reshape(-1)[at]
+        rest = a - rounded
+        doubt = np.maximum(self._radius(cell, at) * inverse * (1 + 2.0**-20), self.screen.work.ambiguity)
+        over = size > 0.5
+        open_ = np.abs(size - 0.5) <= doubt
+        low = np.zeros_like(a) if cell.lo is None else cell.lo.reshape(-1)[at]
+        if self.block.log_size is not None and not self.screen.work.ambiguity:
+            # T is beside an exact midpoint, on the side that its low part shows
+            tie = np.abs(rest) * inverse == 0.5
+            known = tie & (np.abs(low) > 1.01 * self.block.bound * self._of_rows(self.block.log_size, cell, at))
+            open_ &= ~known
+            over = np.where(tie, (low > 0) == (rest > 0), over)
+        away = np.where(rest + low > 0, 1.0, -1.0) if self.block.log_size is None else np.sign(rest + np.where(rest == 0, low, 0.0))
+        cell.rounded.reshape(-1)[at] = np.where(over, rounded + away / inverse, rounded)
+        cell.hard.append(at[open_])
+
+    def _open(self, cell: _Cells) -> None:
+        """What is left to a finer tier, taken out of the ULP figures."""
+        a, c, radius = cell.a, cell.c, cell.part.radius
+        size = cell.size = np.abs(cell.e, out=self.b("low", a.shape))
+        if radius is not None:
+            cell.hard.append(np.flatnonzero((radius * cell.inverse > OPEN) | (radius > 2.0**-20 * a)))
+        if self.some_rational:
+            close = (size <= self.screen.doubt) & self.rational
+            cell.hard.append(np.flatnonzero(close if cell.gone is None else close & ~cell.gone))
+        if self.up != 1 or self.block.deep:
+            deep = np.flatnonzero((a < 2.0**-960) & (c != 0))
+            cell.hard.append(deep)
+            self._open_row(cell, deep)
+        cell.top = float(size.max())
+        if not cell.top < inf:
+            wild = np.flatnonzero(~np.isfinite(size))
+            cell.hard.append(wild)
+            self._open_row(cell, wild)
+        hard = np.unique(np.concatenate(cell.hard)) if cell.hard else np.empty(0, np.int64)
+        if cell.odd.size:
+            hard = np.setdiff1d(hard, cell.odd)
+        if not hard.size:
+            return
+        cell.open = hard
+        self.p.open_elements += cell.place(hard).tolist()
+        self._open_row(cell, hard[a.reshape(-1)[hard] < 4 * self.low_binade])
+        cell.e.reshape(-1)[hard] = 0.0
+        size.reshape(-1)[hard] = 0.0
+        cell.top = float(size.max())
+
+    def _open_row(self, cell: _Cells, at: Array) -> None:
+        if at.size and self.figures:
+            self.p.open_rows |= set((cell.place(at) // self.screen.width).tolist())
+
+    def _count(self, cell: _Cells) -> None:
+        """What is summed or counted over elements."""
+        p, size = self.p, cell.size
+        same = np.equal(cell.c, cell.rounded)
+        same.reshape(-1)[cell.open] = False
+        cell.same = same
+        out = cell.odd.size + cell.open.size
+        p.counts["compared"] += size.size - out
+        p.counts["correctly_rounded"] += int(np.count_nonzero(same)) - cell.odd.size
+        total = float(np.add.reduce(size, axis=None))
+        if cell.part.radius is None:
+            doubt = (size.size - out) * self.block.bound * 2.0**self.fmt.precision
+        else:
+            eps = cell.part.radius * cell.inverse
+            eps.reshape(-1)[cell.open] = 0.0
+            doubt = float(eps.sum()) * (1 + _SUM)
+        p.add("size", total, doubt + total * _SUM)
+        p.counts["normal"] += self._normals(cell)
+        signed = cell.e if isinstance(cell.sign, int) else cell.e * cell.sign
+        bias = float(np.add.reduce(signed, axis=None)) * (-1 if self.sign < 0 else 1)
+        p.add("signed", bias, doubt + total * _SUM)
+        self._bins(cell, out)
+        self._ordinals(cell)
+
+    def _normals(self, cell: _Cells) -> int:
+        if cell.normal is None and not cell.open.size:
+            return cell.rounded.size - cell.odd.size
+        normal = cell.rounded >= self.low_binade
+        normal.reshape(-1)[cell.open] = False
+        return int(np.count_nonzero(normal)) - cell.odd.size
+
+    def _bins(self, cell: _Cells, out: int) -> None:
+        """Counts in the percentile bins: a table tells the bin but for the side of the one edge that may lie in a sub-bin.
+
+        What has been taken out, and is 0 here, is not counted.
+        """
+        p, shape = self.p, cell.size.shape
+        exact = 0 if cell.gone is None else int(np.count_nonzero(cell.gone & (cell.c == 0)))
+        p.counts["exact"] += exact
+        sub, threshold, number = self.b("j", shape, np.int64), self.b("t", shape), self.b("number", shape, np.int64)
+        np.right_shift(cell.size.view(np.int64), _SUB, sub)
+        np.subtract(sub, _FIRST, sub)
+        base, edges = _sub_bins()
+        edges.take(sub, None, threshold, "clip")
+        base.take(sub, None, number, "clip")
+        np.subtract(cell.size, threshold, threshold)
+        np.add(number, threshold > 0, number)
+        found = np.bincount(number.reshape(-1))
+        found[0] -= out + exact
+        p.low[: found.size] += found
+        p.high[: found.size] += found
+        np.abs(threshold, threshold)
+        near = OPEN + cell.top * 2.0**-50
+        if cell.top > _TOP or float(threshold.min()) <= near:
+            at = np.flatnonzero((threshold <= near) | (cell.size > _TOP))
+            values = cell.size.reshape(-1)[at]
+            doubt = self._radius(cell, at) * cell.inverse.reshape(-1)[at] + values * 2.0**-50
+            taken = np.bincount(number.reshape(-1)[at], minlength=1)
+            p.low[: taken.size] -= taken
+            p.high[: taken.size] -= taken
+            p.bin(np.maximum(values - doubt, FLOOR), values + doubt)
+
+    def _ordinals(self, cell: _Cells) -> None:
+        """The largest distance in representable numbers, of those that can exceed what is known.
+
+        A distance of D + 1 steps takes an error of D + 1/2 ulp at least, unless c is in a lower binade than T.
+        """
+        power = cell.power.view(np.float64)
+        least = self.p.ordinal + 0.4
+        below = np.less(cell.c, power)
+        some = bool(below.any())
+        if some and cell.normal is not None:
+            below &= power > self.low_binade
+        if cell.top < least and not some:
+            return
+        at = np.flatnonzero((below | (cell.size >= least)) & ~cell.same)
+        if cell.open.size:
+            at = np.setdiff1d(at, cell.open)
+        if at.size:
+            got, want = (
+                formats.ordinals((values.reshape(-1)[at] / self.up).astype(self.fmt.dtype), self.fmt)
+                for values in (cell.c, cell.rounded)
+            )
+            self.p.ordinal = max(self.p.ordinal, int(np.abs(got - want).max()))
+
+    def _zeros(self, cell: _Cells) -> None:
+        """Zeros in the output, and which numbers are normal."""
+        cell.normal = None if float(cell.rounded.min()) >= self.low_binade else cell.rounded >= self.low_binade
+        cell.zero = None
+        if not self.zeros:
+            return
+        zero = cell.c == 0
+        if cell.gone is not None:
+            zero &= ~cell.gone
+        counts = self.p.counts
+        counts["underflow_count"] += int(np.count_nonzero(zero))
+        zero.reshape(-1)[cell.open] = False
+        at = np.flatnonzero(zero)
+        if not at.size:
+            return
+        cell.zero = zero
+        want = cell.rounded.reshape(-1)[at]
+        counts["underflow_premature"] += int(np.count_nonzero(want))
+        normal = at[want >= self.low_binade]
+        counts["false_zero_count"] += normal.size
+        self.p.mark("rel", int(cell.place(at).min()))
+        if normal.size:
+            self.p.mark("normal", int(cell.place(normal).min()))
+
+    def _beyond(self, cell: _Cells) -> None:
+        """Elements beyond the bound, and zeros inside it; what is too close to it is left open."""
+        u = self.fmt.unit_roundoff
+        relative = self.name in ("softmax", "softmax_jacobian")
+        if relative:
+            value, tolerance = cell.share, self.coefficient
+            if cell.most <= self.tightest and cell.zero is None:
+                return
+        else:
+            value, tolerance = np.abs(cell.r), self.coefficient * self.up + 2 * u * cell.a
+        over = value > tolerance * (1 - 2.0**-30)
+        if relative and cell.normal is not None:
+            over &= cell.normal
+        over.reshape(-1)[cell.open] = False
+        at = np.flatnonzero(over)
+        if at.size:
+            slack = 2.0**-30 * np.broadcast_to(tolerance, value.shape).reshape(-1)[at]
+            flat = value.reshape(-1)[at]
+            doubt = 1.1 * self._radius(cell, at) / (cell.a.reshape(-1)[at] if relative else 1.0)
+            doubt = doubt * (1 + (flat if relative else 0.0)) + flat * 2.0**-40
+            unsure = flat - np.broadcast_to(tolerance, value.shape).reshape(-1)[at] <= slack + doubt
+            self.p.open_bounds += cell.place(at[unsure]).tolist()
+            over.reshape(-1)[at[unsure]] = False
+            sure = at[~unsure]
+            self.p.counts["beyond"] += sure.size
+            if cell.zero is not None:
+                lost = cell.zero.reshape(-1)[sure] & (cell.rounded.reshape(-1)[sure] >= self.low_binade)
+                self.p.counts["lost"] += int(lost.sum())
+            unsure_at = at[unsure]
+        else:
+            unsure_at = at
+        if cell.zero is not None:
+            inside = cell.zero & (cell.rounded >= self.low_binade) & ~over
+            inside.reshape(-1)[unsure_at] = False
+            found = np.flatnonzero(inside)
+            if found.size:
+                self.p.counts["absorbed"] += found.size
+                self.p.mark("absorbed", int(cell.place(found).min()))
+
+    def _rank(self, cell: _Cells) -> None:
+        """Candidates for the maxima."""
+        most, bound, part = self.p.most, self.block.bound, cell.part
+        if part.radius is None:
+            ulp, rel, absolute = bound * 2.0**self.fmt.precision, bound, bound * float(cell.a.max())
+        else:
+            radius = part.radius.copy()
+            radius.reshape(-1)[cell.open] = 0.0
+            ulp, rel, absolute = (float(v.max()) for v in (radius * cell.inverse, radius / cell.a, radius))
+        if cell.odd.size or cell.open.size:
+            for values in (cell.size, cell.share):
+                for at in (cell.odd, cell.open):
+                    values.reshape(-1)[at] = -inf
+        most["ulp"].offer(cell.size, ulp + cell.top * 2.0**-50, cell.top * (1 + 2.0**-49) + ulp, cell.place)
+        difference = np.abs(cell.r, out=self.b("w", cell.r.shape))
+        for at in (cell.odd, cell.open):
+            difference.reshape(-1)[at] = -inf
+        self._offer("abs", difference, absolute, cell)
+        share = cell.share
+        if cell.gone is not None:
+            wild = np.flatnonzero(cell.gone & (cell.c != 0))
+            if wild.size:
+                self.p.mark("infinite", int(cell.place(wild).min()))
+            share[cell.gone] = -inf
+        if cell.zero is not None:
+            share[cell.zero] = -inf
+        self._offer("rel", share, rel, cell)
+        if cell.normal is not None:
+            share[~cell.normal] = -inf
+        self._offer("normal", share, rel, cell)
+
+    def _offer(self, name: str, values: Array, radius: float, cell: _Cells) -> None:
+        top = max(float(values.max()), 0.0)
+        radius = radius * (1.01 if name == "abs" else 1.01 * (1 + top)) + top * 2.0**-50
+        self.p.most[name].offer(values, radius, top + radius if top else 0.0, cell.place)
+
+    # figures of rows
+
+    def _sum_outputs(self, c: Array) -> None:
+        """Exact heads and the rest of the sum of a row's outputs, or of their exponentials."""
+        if self.name == "log_softmax":
+            self._sum_exponentials(c)
+            return
+        if self.screen.size > 2.0:
+            self.unsummed |= ~(np.abs(c) <= 2.0).all(axis=self.axis, keepdims=True)
+        head, rest = self.b("q", c.shape), self.b("rest", c.shape)
+        with np.errstate(invalid="ignore", over="ignore"):
+            np.add(c, _GRAIN, head)
+            np.subtract(head, _GRAIN, head)
+            np.subtract(c, head, rest)
+            self.row["sum"] += np.add.reduce(head, axis=self.axis, keepdims=True)
+            self.row["sum low"] += np.add.reduce(rest, axis=self.axis, keepdims=True)
+
+    def _sum_exponentials(self, c: Array) -> None:
+        x, e = self.b("x", c.shape), self.b("rest", c.shape)
+        with np.errstate(invalid="ignore"):
+            self.unsummed |= (c > 8.0).any(axis=self.axis, keepdims=True) | np.isnan(c).any(axis=self.axis, keepdims=True)
+            np.clip(np.where(np.isnan(c), 0.0, c), -700.0, 8.0, out=x)
+        fast.exp_t0(x, None, fast.UNIT_SCALE, e, self.b)
+        self.row["sum"] += np.add.reduce(e, axis=self.axis, keepdims=True)
+
+    def _row_figures(self, cell: _Cells) -> None:
+        row, axis = self.row, self.axis
+        if self.name == "log_softmax":
+            row["kl"] += np.add.reduce(self._log_terms(cell), axis=axis, keepdims=True)
+            return
+        difference = np.abs(cell.r, out=self.b("w", cell.r.shape))
+        row["rounded"] += np.add.reduce(cell.rounded, axis=axis, keepdims=True)
+        row["variation"] += np.add.reduce(difference, axis=axis, keepdims=True)
+        row["kl"] += np.add.reduce(self._terms(cell), axis=axis, keepdims=True)
+        high = low = cell.delta
+        if cell.normal is not None:
+            high, low = np.where(cell.normal, cell.delta, -inf), np.where(cell.normal, cell.delta, inf)
+        np.maximum(row["high"], np.maximum.reduce(high, axis=axis, keepdims=True), out=row["high"])
+        np.minimum(row["low"], np.minimum.reduce(low, axis=axis, keepdims=True), out=row["low"])
+
+    def _terms(self, cell: _Cells) -> Array:
+        """T (delta - log1p(delta)) = r delta (1/2 - delta/3 + ...), 0 where R = 0."""
+        delta = cell.delta
+        term = self.b("t", delta.shape)
+        most = cell.most
+        large = np.flatnonzero(cell.share > SMALL) if most > SMALL else None
+        _series(delta, min(most, SMALL), (1 / 2, -1 / 3, 1 / 4, -1 / 5), term)
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.multiply(term, delta, term)
+            np.multiply(term, cell.r, term)
+        if large is not None:
+            self._large_terms(cell, large, term)
+        return term
+
+    def _large_terms(self, cell: _Cells, at: Array, term: Array) -> None:
+        flat = term.reshape(-1)
+        flat[at] = 0.0
+        used = at[cell.rounded.reshape(-1)[at] != 0]
+        c, a = cell.c.reshape(-1)[used], cell.a.reshape(-1)[used]
+        void = c <= 0
+        if void.any():
+            lost = np.zeros(flat.size, bool)
+            lost[used[void]] = True
+            self.void |= lost.reshape(term.shape).any(axis=self.axis, keepdims=True)
+        used, ratio, a = used[~void], c[~void] / a[~void], a[~void]
+        flat[used] = a * ((ratio - 1) - _log(ratio))
+
+    def _log_terms(self, cell: _Cells) -> Array:
+        """p (expm1(w) - w), w = c - T."""
+        assert cell.part.p is not None
+        w = self.b("back", cell.r.shape)
+        np.multiply(cell.r, -1 / self.up, w)
+        term = self.b("t", w.shape)
+        most = max(float(w.max()), -float(w.min()))
+        large = np.flatnonzero(np.abs(w) > SMALL) if most > SMALL else None
+        _series(w, min(most, SMALL), (1 / 2, 1 / 6, 1 / 24, 1 / 120), term)
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.multiply(term, w, term)
+            np.multiply(term, w, term)
+            np.multiply(term, cell.part.p, term)
+        if large is not None:
+            part = w.reshape(-1)[large]
+            term.reshape(-1)[large] = cell.part.p.reshape(-1)[large] * (_exp(np.clip(part, -1000.0, 600.0)) - 1 - part)
+            self._open_row(cell, large[part > 600.0])
+        return term
+
+    def _tops_by_logits(self, c: Array, part: Part) -> None:
+        """The largest output of each row, and the largest where the logit is the row's maximum."""
+        row = self.row
+        x = self.block.load(self.block.logits, part.start, part.stop, "x")
+        at = np.flatnonzero(x == self.block.maximum)
+        place = at % len(self.rows) if self.axis == 0 else at // c.shape[1]
+        with np.errstate(invalid="ignore"):
+            np.maximum.at(row["at most"].reshape(-1), place, c.reshape(-1)[at])
+            np.maximum(row["top"], np.maximum.reduce(c, axis=self.axis, keepdims=True), out=row["top"])
+        row["at least"] = row["at most"]
+
+    def _tops(self, c: Array, key: Array, margin: Array | float) -> None:
+        """Largest output of each row, and those at the largest keys: logits where they order the truth, else the truth itself.
+
+        Keys within `margin` of the largest may be the largest.
+        """
+        row, axis = self.row, self.axis
+        most = np.maximum.reduce(key, axis=axis, keepdims=True)
+        chosen = key >= most - margin
+        spread = self.b("s chosen", c.shape)
+        for name, fill, reduce in (("at most", -inf, np.maximum), ("at least", inf, np.minimum)):
+            np.copyto(spread, fill)
+            np.copyto(spread, c, where=chosen)
+            found = reduce.reduce(spread, axis=axis, keepdims=True)
+            ahead, behind = most > row["key"] + margin, most < row["key"] - margin
+            row[name] = np.where(ahead, found, np.where(behind, row[name], reduce(row[name], found)))
+        np.maximum(row["key"], most, out=row["key"])
+        np.maximum(row["top"], np.maximum.reduce(c, axis=axis, keepdims=True), out=row["top"])
+
+    def _truth_tops(self, cell: _Cells) -> None:
+        """The same by the truth, for the ops whose truth the logits do not order."""
+        key = cell.part.hi * cell.sign if not isinstance(cell.sign, int) else cell.part.hi
+        margin = 4 * self.block.bound * np.abs(key).max(axis=self.axis, keepdims=True)
+        if cell.part.radius is not None:
+            margin = margin + 2 * cell.part.radius.max(axis=self.axis, keepdims=True)
+        self._tops(self.raw, key, margin)
+
+    # the end of a block
+
+    def _finish(self) -> None:
+        """Hand the rows over, to be closed with those of other blocks: a small array costs as much as a large one."""
+        block = self.block
+        found = {**self.row, "most": block.maximum, "least": self.least, "coefficient": self.coefficient}
+        found |= {"endless": self.endless, "void": self.void, "unsummed": self.unsummed, "apart": self.apart}
+        if block.log_size is not None:
+            found["log"] = block.log_size
+        self.screen.ledger.append({"rows": self.rows, **{name: values.reshape(-1) for name, values in found.items()}})
+
+
+class _Ledger:
+    """Rows of many blocks, turned into sums and candidates together."""
+
+    def __init__(self, screen: _Screen) -> None:
+        self.screen, self.p, self.fmt = screen, screen.partial, screen.fmt
+        self.name, self.n, self.up = screen.op.name, screen.n, 2.0**screen.up
+        self.bound = fast.bound(screen.work.tier, self.name)
+        self.kept: list[dict[str, Array]] = []
+        self.count = 0
+
+    def append(self, rows: dict[str, Array]) -> None:
+        """Take the rows of a block."""
+        self.kept.append(rows)
+        self.count += rows["rows"].size
+        if self.count >= _TOGETHER:
+            self.close()
+
+    def close(self) -> None:
+        """Rows into sums and candidates."""
+        if not self.kept:
+            return
+        self.row = {name: np.concatenate([rows[name] for rows in self.kept]) for name in self.kept[0]}
+        self.kept, self.count = [], 0
+        self._widest()
+        if self.screen.op.output != "rows":
+            self._preserved()
+        if self.name in _SUMMED:
+            self._defects()
+        if self.name in _FIGURED:
+            self._figures()
+
+    def _figures(self) -> None:
+        p, row, rows = self.p, self.row, self.row["rows"]
+        shut = np.isin(rows, list(p.open_rows)) if p.open_rows else np.zeros(rows.shape, bool)
+        for name, (value, doubt, void) in self._figures_of_rows().items():
+            void = (void | row["endless"]) & ~shut
+            if void.any():
+                p.mark(f"{name} infinite", int(rows[void].min()))
+            used = ~(void | shut)
+            value, doubt, where = value[used], doubt[used], rows[used]
+            if value.size:
+                p.add(name, float(value.sum()), float(doubt.sum()) + float(value.sum()) * _SUM)
+                p.most[name].offer(value, doubt, float((value + doubt).max()), lambda at, where=where: where[at])
+
+    def _figures_of_rows(self) -> dict[str, tuple[Array, Array, Array]]:
+        """(value, what it may be off by, whether it is infinite) of each row, in units of 1."""
+        row, bound = self.row, self.bound
+        never = np.zeros(row["kl"].shape, bool)
+        if self.name == "log_softmax":
+            kl = row["kl"]
+            share = fast.TIERS[0].bound * 2
+            doubt = bound * row["log"] / self.up * np.sqrt(2.1 * kl) * 1.1 + kl * (_LOG + share) + bound**2
+            return {"kl": (kl, doubt, never)}
+        variation, kl = row["variation"] / self.up, row["kl"] / self.up
+        value = variation / 2
+        some = row["high"] > -inf
+        bare = some & (row["low"] <= -1.0)
+        usual = some & ~bare
+        ratio = np.zeros_like(kl)
+        np.divide(row["high"] - np.where(usual, row["low"], 0.0), 1 + row["low"], out=ratio, where=usual)
+        backward = _log1p(ratio) / 2
+        return {
+            "total_variation": (value, bound * 0.51 + value * _SUM, never),
+            "kl": (kl, 1.1 * bound * variation + kl * (_LOG + bound) + 2.0**-900, row["void"]),
+            "backward_error": (backward, 1.1 * bound + backward * _LOG, bare),
+        }
+
+    def _defects(self) -> None:
+        """abs(sum c - 1), abs(sum c) or abs(sum exp c - 1) of each row."""
+        p, n, row, rows = self.p, self.n, self.row, self.row["rows"]
+        total = row["sum"] + row["sum low"]
+        if self.name == "log_softmax":
+            total = total * 2.0**-fast.BIAS
+            doubt = total * (min(n, CHUNK) * 2.0**-53 + 2.0**-51 + n / CHUNK * 2.0**-52)
+            value = np.abs(total - 1)
+        else:
+            doubt = np.full_like(total, n * 2.0**-74) + np.where(np.abs(total) > 1024, np.abs(total) * 2.0**-30, 0.0)
+            value = np.abs((row["sum"] - (self.name == "softmax")) + row["sum low"])
+        shut = row["unsummed"]
+        p.open_defects += rows[shut].tolist()
+        if not shut.all():
+            kept = rows[~shut]
+            p.most["sum_defect"].offer(value[~shut], doubt[~shut], float((value + doubt)[~shut].max()), lambda at: kept[at])
+        if self.name == "softmax":
+            beside = value - np.abs(row["rounded"] / self.up - 1) - 0.5
+            counted = ~row["apart"]
+            p.counts["apart"] += int((counted & ~shut & (beside > 2.0**-10)).sum())
+            p.apart_rows += rows[counted & (shut | (np.abs(beside) <= 2.0**-10))].tolist()
+
+    def _preserved(self) -> None:
+        row = self.row
+        with np.errstate(invalid="ignore"):
+            yes, maybe = row["at least"] == row["top"], row["at most"] == row["top"]
+        self.p.counts["argmax_preserved"] += int(yes.sum())
+        self.p.undecided_argmax += row["rows"][maybe & ~yes].tolist()
+
+    def _widest(self) -> None:
+        """The ranges of the rows that may have the widest coefficient."""
+        p, size = self.p, self.row["coefficient"]
+        for row in np.flatnonzero(size >= max(float(size.max()), p.widest) * (1 - 2.0**-40)).tolist():
+            p.ranges.add((float(self.row["most"][row]), float(self.row["least"][row])))
+        p.widest = max(p.widest, float(size.max()))
+
+
+@dataclass(eq=False)
+class _Cells:
+    """The elements of one part, in the block's layout. a + lo: abs(T); c and r = c - T: times the sign of T; all times 2^up."""
+
+    part: Part
+    c: Array
+    magnitude: tuple[Array, Array | None, Array | int]
+    place: Any
+    hard: list[Array] = field(default_factory=list)
+    odd: Array = field(default_factory=lambda: np.empty(0, np.int64))
+    open: Array = field(default_factory=lambda: np.empty(0, np.int64))
+    gone: Array | None = None
+    zero: Array | None = None
+    normal: Array | None = None
+    top: float = 0.0
+    most: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.a, self.lo, self.sign = self.magnitude
+        self.power = self.inverse = self.r = self.e = self.rounded = self.size = self.same = self.delta = self.share = self.a
+
+
+# ---- small functions -------------------------------------------------------------------------------------------------
+
+_GRAIN = np.array(1.5 * 2.0**17)
+
+
+@cache
+def _sub_bins() -> tuple[Array, Array]:
+    """Of 128 sub-bins an octave, narrower than the bins: the bin of the lower end, from FIRST_BIN on, and the nearest edge.
+
+    The first sub-bin stands for all below 2^-11, the last for all above 2^20.
+    """
+    ends = ((np.arange(_COUNT + 1) + int(_FIRST)) << int(_SUB)).view(np.float64)
+    low = bin_numbers(ends[:-1] * (1 + 2.0**-50))
+    edges = np.array([[edge(int(k) + way) for way in (-1, 0, 1)] for k in low])
+    middle = (ends[:-1] + ends[1:]) / 2
+    nearest = edges[np.arange(_COUNT), np.abs(edges - middle[:, None]).argmin(axis=1)]
+    inside = (nearest > ends[:-1]) & (nearest < ends[1:])
+    base = np.where(inside | (nearest >= ends[1:]), low, low - 1) - FIRST_BIN
+    nearest[0], base[0] = 1.0, 0
+    return base, nearest
+
+
+def _series(x: Array, most: float, coefficients: tuple[float, ...], out: Array) -> None:
+    """The polynomial, cut where what is left out is below 2^-32 of it for abs(x) <= most."""
+    used = next((k for k in range(1, len(coefficients)) if most**k < 2.0**-33), len(coefficients))
+    np.copyto(out, coefficients[used - 1])
+    for coefficient in coefficients[used - 2 :: -1] if used > 1 else ():
+        np.multiply(out, x, out)
+        np.add(out, coefficient, out)
+
+
+def _exp(x: Array) -> Array:
+    """exp, to 2^-51.9; abs(x) <= 1000."""
+    out = np.empty_like(x)
+    fast.exp_t0(x, None, fast.UNIT_SCALE, out, Buffers())
+    return out * 2.0**-fast.BIAS
+
+
+def _log(x: Array) -> Array:
+    """log of positive numbers, off by less than 2^-51 (1 + abs(log x)): a guess, and one Newton step by our own exp."""
+    with np.errstate(divide="ignore"):
+        guess = np.clip(np.log(x), -700.0, 709.0)
+    rest = x * _exp(-guess) - 1
+    return np.asarray(guess + rest * (1 - rest / 2))
+
+
+def _log1p(x: Array) -> Array:
+    """log(1 + x), x >= 0, to 2^-33 relatively."""
+    out = np.empty_like(x)
+    _series(x, SMALL, (1.0, -1 / 2, 1 / 3, -1 / 4, 1 / 5), out)
+    out *= x
+    large = x > SMALL
+    if large.any():
+        out[large] = _log(1 + x[large])
+    return out
+
+
+def exponential_sum(c: Array) -> tuple[float, float] | None:
+    """Sum of exp(c_j) less 1 for one row of outputs, and what it may be off by; None where one is above 8.
+
+    Below -1000 an exponential is taken as exp(-1000) or less, which nothing here is fine enough to see.
+    """
+    if not float(c.max()) <= 8.0:
+        return None
+    totals = []
+    for start in range(0, c.size, CHUNK):
+        x = np.maximum(c[start : start + CHUNK], -700.0)
+        hi, lo, k = dd.exp(x, np.zeros_like(x))
+        totals.append(fast.tree(np.ldexp(hi, k), np.ldexp(lo, k), 0))
+    hi, lo = fast.chained(totals)
+    total, rest = dd.add(hi, lo, np.full_like(hi, -1.0), np.zeros_like(hi))
+    return float(total[0] + rest[0]), float(hi[0]) * 2.0**-90 + abs(float(total[0])) * 2.0**-52

@@ -1,0 +1,514 @@
+"""The figures of one output by the fast tiers of the truth: each is the one that the exact path gives, bit for bit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
+from functools import reduce
+from math import ceil, floor, inf, log2
+from typing import Any
+
+import numpy as np
+
+from engine import bounds, formats, metrics
+from engine.errors import Disagreement
+from engine.figures import MAXIMUM_BITS, MEAN_BITS, ULP_STEP, Interval, absolute, bin_edge, edge, fix, significant
+from engine.measurement import Cells, Measurement
+from engine.model import Array, Certificate, Metrics, RowFigure, Worst
+from engine.screen import FIRST_BIN, Partial, Work, exponential_sum, screen
+from engine.truth import Truth, enclosures, fast
+
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+PART = 1 << 20
+"""Elements of one part of the work."""
+LONGEST_AUDIT = 1 << 17
+"""Logits of the longest row that an audit recomputes."""
+
+
+class _Open(Exception):
+    """A figure that this tier does not decide."""
+
+
+class Survey:
+    """What an output is, figure by figure, from blocks of rows merged in their order.
+
+    output: array of truth.fmt, shape truth.shape. keep: how many of the worst elements are wanted. map: how the parts are
+    run. ambiguity: ULPs within which the fast tiers decide nothing, to force what hardly ever happens.
+    """
+
+    def __init__(self, output: Array, truth: Truth, keep: int = 8, map: Map = map, ambiguity: float = 0.0) -> None:
+        self.truth, self.fmt, self.op = truth, truth.fmt, truth.op
+        self.output = np.ascontiguousarray(output)
+        self._flat = self.output.reshape(truth.rows, truth.width)
+        self._keep, self._map, self._ambiguity = keep, map, ambiguity
+        truth.ambiguity = ambiguity
+        self._exact: Measurement | None = None
+        self._take(1 if truth.fmt.precision == 53 else 0)
+
+    # ---- taking it ----
+
+    def _work(self, level: int, rows: slice, first: int) -> Work:
+        truth = self.truth
+        return Work(
+            self.op.name, self.fmt.name, fast.TIERS[level], truth.raw_logits[rows], truth.companion(rows), self._flat[rows],
+            first, max(1, self._keep), self._ambiguity,
+        )  # fmt: skip
+
+    def _take(self, level: int) -> None:
+        """Screen everything at a tier; what it leaves open goes to the finer ones, element by element, row by row."""
+        self.level = level
+        self.partial: Partial = reduce(Partial.merge, self._map(screen, self._works(level)))
+        p = self.partial
+        self.opened = sorted(set(p.open_elements))
+        self.cells = Cells(self.output, self.truth, self.opened)
+        for index in self.opened:
+            self._settle(index)
+        for index in p.open_bounds:
+            self._judge(index)
+        self.far = _Far(self, p.far_rows) if p.far_rows else None
+        if self.far:
+            self.far.fold(self)
+
+    def _works(self, level: int, rows: Iterable[int] | None = None) -> Iterator[Work]:
+        """The parts of the work: everything, or some rows one by one."""
+        truth = self.truth
+        step = max(1, PART // max(truth.width, truth.raw_logits.shape[1])) if rows is None else 1
+        for first in range(0, truth.rows, step) if rows is None else rows:
+            yield self._work(level, slice(first, first + step), first)
+
+    def _settle(self, index: int) -> None:
+        """Count an element that the screen left open; its truth is finite."""
+        p, cells = self.partial, self.cells
+        want, _ = self.truth.decided(index)
+        assert want is not None
+        got, limit = cells.ordinal(index), self.fmt.infinity_ordinal
+        nan = bool(np.isnan(formats.widen(self.output.reshape(-1)[index : index + 1]))[0])
+        if nan or (got != want and abs(got) == limit):
+            p.counts["special_mismatch"] += 1
+            p.counts["overflow_count"] += not nan and abs(want) < limit
+            p.mismatch.append(index)
+            return
+        p.counts["compared"] += 1
+        p.counts["correctly_rounded"] += got == want
+        p.ordinal = max(p.ordinal, abs(got - want))
+        if got == 0:
+            p.counts["underflow_premature"] += want != 0
+            p.counts["false_zero_count"] += cells.normal(index)
+        p.counts["normal"] += cells.normal(index)
+        bits = cells.bits
+        if not _one_sided(cells.signed_ulp(index, bits)):  # it may be exact, which only the exact path tells
+            bits = self.truth.bits
+        unit = -cells.width(bits)
+        p.add("size", *_centred(absolute(*cells.signed_ulp(index, bits, True)), unit))
+        p.add("signed", *_centred(cells.signed_ulp(index, bits, True), unit))
+        self.bin(cells.signed_ulp(index, bits), unit)
+        self._judge(index)
+
+    def bin(self, error: Interval, unit: int) -> None:
+        """Count an error, an interval in units of 2^unit ulp, in its percentile bins."""
+        low, high = absolute(*error)
+        self.partial.counts["exact"] += not high
+        if high:
+            ends = (np.array([min(bin_edge(size, unit), 2.0**1023)]) for size in (max(low, 1), high))
+            self.partial.bin(*ends)
+
+    def _judge(self, index: int) -> None:
+        """An element against its row's tolerance."""
+        beyond = self.cells.exceeds(index, self.tolerance(index // self.truth.width))
+        zero = self.cells.ordinal(index) == 0 and self.cells.normal(index)
+        self.partial.counts["beyond"] += beyond
+        self.partial.counts["lost"] += beyond and zero
+        if zero and not beyond:
+            self.partial.counts["absorbed"] += 1
+            self.partial.mark("absorbed", index)
+
+    def tolerance(self, row: int) -> bounds.Tolerance:
+        """Of one row."""
+        return bounds.tolerance(self.op.name, self.truth.logits(row), self.fmt)
+
+    # ---- figures ----
+
+    def metrics(self, ranks: bool = False) -> Metrics:
+        """Every figure, as metrics.measure gives them."""
+        while self._exact is None:
+            try:
+                return self._metrics(ranks)
+            except _Open:
+                if self.level + 1 < len(fast.TIERS):
+                    self._take(self.level + 1)
+                else:
+                    self._exact = Measurement(self.output, self.truth)
+        return metrics.measure(self._exact, ranks)
+
+    def _metrics(self, ranks: bool) -> Metrics:
+        counts = self.partial.counts
+        compared = counts["compared"]
+        some = compared > 0
+        top, rel, normal, most = (self._most(name) if some else None for name in ("ulp", "rel", "normal", "abs"))
+        figures = self.op.name in ("softmax", "log_softmax")
+        softmax = self.op.name == "softmax"
+        return Metrics(
+            n=counts["n"],
+            compared=compared,
+            max_ulp=top and top[0],
+            argmax_ulp=top and top[1],
+            mean_ulp=self._mean("size", compared) if some else None,
+            p50_ulp=self._percentile(50, compared) if some else None,
+            p99_ulp=self._percentile(99, compared) if some else None,
+            max_ulp_ordinal=self.partial.ordinal if some else None,
+            correctly_rounded=counts["correctly_rounded"],
+            max_rel=rel and rel[0],
+            argmax_rel=rel and rel[1],
+            max_rel_normal=normal and normal[0],
+            max_abs=most and most[0],
+            bias_ulp=self._mean("signed", compared) if some else None,
+            sum_defect=self._sum_defect(),
+            kl=self._row_figure("kl") if figures else None,
+            total_variation=self._row_figure("total_variation") if softmax else None,
+            backward_error=self._row_figure("backward_error") if softmax else None,
+            argmax_preserved=None if self.op.output == "rows" else self._argmax_preserved(),
+            rank_inversions=self._rank_inversions() if figures and ranks else None,
+            step_overflow_count=None,
+            step_underflow_count=None,
+            step_invalid_count=None,
+            **{name: counts[name] for name in _COUNTS},
+        )
+
+    def _mean(self, name: str, count: int) -> float:
+        value, doubt = self.partial.sums.get(name, (0.0, 0.0))
+        return _fixed_mean(value, doubt, count, ULP_STEP)
+
+    def _percentile(self, percent: int, count: int) -> float:
+        """Nearest rank, where the low and the high ends of the errors agree on its bin."""
+        rank = -(-percent * count // 100) - self.partial.counts["exact"]
+        if rank <= 0:
+            return 0.0
+        places = {int(np.searchsorted(np.cumsum(counts), rank)) for counts in (self.partial.low, self.partial.high)}
+        place = places.pop()
+        if places:
+            raise _Open
+        return edge(place + FIRST_BIN)
+
+    def _candidates(self, name: str, count: int = 1) -> list[int]:
+        index, _, _ = self.partial.most[name].pruned() if name in self.partial.most else (np.empty(0, np.int64), 0, 0)
+        found = index.tolist()
+        if len(found) > 64 and self.op.output != "jacobian":
+            found = self._distinct(found, count)
+        used = [i for i in self.opened if i not in self.partial.mismatch]
+        return sorted({*found, *used, *(self.far.candidates(name) if self.far else ())})
+
+    def _distinct(self, indices: list[int], count: int) -> list[int]:
+        """Of elements with the same row, logit, output and weight the first few: their truths and errors are equal."""
+        n, width = self.truth.raw_logits.shape[1], self.truth.width
+        if width != n:
+            return indices
+        flat = np.array(indices)
+        row, column = flat // width, flat % width
+        keys = [row, self.truth.raw_logits[row, column].astype(np.float64), formats.ordinals(self._flat[row, column], self.fmt)]
+        companion = self.truth.companion(row)
+        if companion is not None:
+            keys.append(companion[np.arange(row.size), column].astype(np.float64) if companion.ndim == 2 else companion == column)
+        table = np.array([np.asarray(key, np.float64) for key in keys])
+        _, group = np.unique(table, axis=1, return_inverse=True)
+        order = np.lexsort((flat, group.reshape(-1)))
+        ordered = group.reshape(-1)[order]
+        place = np.arange(flat.size) - np.searchsorted(ordered, ordered)
+        return sorted(flat[order][place < count].tolist())
+
+    def _most(self, name: str) -> tuple[float, int] | None:
+        """The largest figure to 40 bits and its first index; None where no element has it."""
+        chosen = self._candidates(name)
+        if name == "normal":
+            if not self.partial.counts["normal"]:
+                return None
+            chosen = [i for i in chosen if self.cells.normal(i)]
+        found = [self.cells.largest("rel" if name == "normal" else name, chosen)] if chosen else []
+        found += [(1.0, self.partial.first[name])] if name in ("rel", "normal") and name in self.partial.first else []
+        found += [(inf, self.partial.first["infinite"])] if name == "rel" and "infinite" in self.partial.first else []
+        top = max((value for value, _ in found), default=0.0)
+        if not top:
+            raise _Open
+        return top, min(index for value, index in found if value == top)
+
+    def worst(self, count: int) -> tuple[Worst, ...]:
+        """The `count` worst elements, as metrics.worst gives them."""
+        if self._exact is not None:
+            return metrics.worst(self._exact, count)
+        mismatches = sorted(set(self.partial.mismatch))[:count]
+        cells = Cells(self.output, self.truth, self._candidates("ulp", count))
+        chosen = cells.ranked(count - len(mismatches))
+        return tuple(metrics.describe(cells, index, index in mismatches) for index in mismatches + chosen)
+
+    def _row_figure(self, name: str) -> RowFigure | None:
+        p = self.partial
+        rows = self.truth.rows - p.counts["untrue_rows"]
+        if p.counts["nan_count"] or not rows:
+            return None
+        single = {row: self._row(name, row, self.level + 1) for row in sorted(p.open_rows)}
+        single |= self.far.rows(name) if self.far else {}
+        void = [row for row, (value, _) in single.items() if value == inf]
+        void += [p.first[f"{name} infinite"]] if f"{name} infinite" in p.first else []
+        if void:
+            return RowFigure(inf, inf, min(void))
+        value, doubt = p.sums.get(name, (0.0, 0.0))
+        for term in single.values():
+            value, doubt = value + term[0], doubt + term[1] + abs(value) * 2.0**-51
+        mean = _fixed_mean(value, doubt, rows, None)
+        index, values, doubts = p.most[name].pruned()
+        single |= dict(zip(index.tolist(), zip(values.tolist(), doubts.tolist(), strict=True), strict=True))
+        worst, worst_row = self._worst_row(name, single)
+        return RowFigure(worst, mean, worst_row)
+
+    def _worst_row(self, name: str, terms: dict[int, tuple[float, float]]) -> tuple[float, int]:
+        """The largest of some rows' figures to 20 bits and its first row; those it could be are refined till they are fixed."""
+        least = max(value - doubt for value, doubt in terms.values()) * (1 - 2.0**-19)
+        fixed = {}
+        for row, (value, doubt) in sorted(terms.items()):
+            if value + doubt >= least:
+                level = self.level + 1
+                while (figure := _fixed(value, doubt, MEAN_BITS)) is None:
+                    value, doubt = self._row(name, row, level)
+                    if level > len(fast.TIERS):
+                        raise _Open
+                    level += 1
+                fixed[row] = figure
+        top = max(fixed.values())
+        return top, min(row for row, figure in fixed.items() if figure == top)
+
+    def _row(self, name: str, row: int, level: int) -> tuple[float, float]:
+        """A row's figure and what it may be off by, at a tier; beyond the last by the exact path."""
+        if level < len(fast.TIERS):
+            part = screen(next(self._works(level, [row])))
+            if not (part.open_rows or part.far_rows):
+                return (inf, 0.0) if f"{name} infinite" in part.first else part.sums[name]
+        return _Far(self, [row]).rows(name)[row]
+
+    def _sum_defect(self) -> float | None:
+        p, name = self.partial, self.op.name
+        if name not in ("softmax", "log_softmax", "cross_entropy_grad") or p.counts["nan_count"]:
+            return None
+        if p.counts["inf_count"] > (p.counts["negative_inf"] if name == "log_softmax" else 0):
+            return None if name == "cross_entropy_grad" else inf
+        index, _, _ = p.most["sum_defect"].pruned()
+        return max(self._row_defect(row) for row in {*index.tolist(), *p.open_defects, *p.far_rows})
+
+    def _row_defect(self, row: int) -> float:
+        """One row's sum_defect to 40 bits."""
+        c = formats.widen(self._flat[row])
+        if self.op.name == "log_softmax":
+            term = exponential_sum(c)
+            found = term and _fixed(abs(term[0]), term[1], MAXIMUM_BITS)
+            return (
+                metrics.exp_sum_defect(formats.ordinals(self._flat[row], self.fmt).tolist(), self.fmt) if found is None else found
+            )
+        total = exact_sum(c) - (self.op.name == "softmax")
+        return significant(abs(total.numerator), total.denominator, 0, MAXIMUM_BITS)
+
+    def _argmax_preserved(self) -> int:
+        undecided = self.partial.undecided_argmax
+        some: int = _Far(self, undecided).preserved() if undecided else 0
+        return self.partial.counts["argmax_preserved"] + some
+
+    def _rank_inversions(self) -> int:
+        count = 0
+        for row in range(self.truth.rows):
+            x = self.truth.logits(row)
+            if np.isfinite(x.max()):
+                nan = np.isnan(formats.widen(self._flat[row]))
+                got = formats.ordinals(self._flat[row], self.fmt)
+                count += metrics.inversions(x[~nan].tolist(), got[~nan].tolist())
+        return int(count)
+
+    # ---- verdict and proof ----
+
+    def bound(self) -> tuple[float, int]:
+        """The widest row's coefficient, and how many elements are beyond their bound."""
+        p = self.partial
+        wide = [self.op_coefficient(*pair) for pair in p.ranges]
+        wide += [max(t.absolute, t.relative) for t in map(self.tolerance, p.far_rows)]
+        return float(max(wide)), p.counts["beyond"]
+
+    def op_coefficient(self, most: float, least: float) -> Fraction:
+        """The larger coefficient of a row with that range of logits."""
+        n = self.truth.raw_logits.shape[1]
+        found = bounds.tolerance(self.op.name, np.array([most, least]), self.fmt, n)
+        return max(found.absolute, found.relative)
+
+    def status(self) -> str:
+        """unstable, inaccurate or accurate."""
+        counts = self.partial.counts
+        if counts["special_mismatch"] or counts["lost"] or counts["apart"] or self._apart():
+            return "unstable"
+        return "inaccurate" if counts["beyond"] else "accurate"
+
+    def _apart(self) -> bool:
+        rows = self.partial.apart_rows + (self.partial.far_rows if self.op.name == "softmax" else [])
+        return any(metrics.sums_apart(_Far(self, [row]).measured) for row in rows)
+
+    def absorbed(self) -> tuple[int, int]:
+        """How many zeros lie inside the bound where the truth is normal, and the first."""
+        return self.partial.counts["absorbed"], self.partial.first.get("absorbed", 0)
+
+    def certificate(self) -> Certificate:
+        """The tiers by the elements they decided, and the worst bound among them."""
+        used = Counter(self.truth.tiers())
+        n = self.truth.rows * self.truth.width
+        far = len(self.partial.far_rows) * self.truth.width
+        if self._exact is not None:
+            return self.truth.certificate()
+        first = n - sum(used.values()) - far
+        used["T3"] += far
+        tiers = {fast.TIERS[self.level].name: first}
+        for name, count in used.items():
+            tiers[name] = tiers.get(name, 0) + count
+        tiers = {name: count for name, count in sorted(tiers.items()) if count}
+        bounds_ = {tier.name: log2(tier.log if self.op.name in fast.LOGARITHMIC else tier.bound) for tier in fast.TIERS}
+        bounds_["T3"] = float(-self.truth.bits)
+        return Certificate(round(max(bounds_[name] for name in tiers), 2), tiers, 1.0)
+
+    def audit(self, budget: int) -> None:
+        """Recompute a sample by the exact path and compare: at most `budget` logits, or one row.
+
+        Raises Disagreement with a reproducer where an enclosure of the fast tier does not meet the exact one.
+        """
+        n, width = self.truth.raw_logits.shape[1], self.truth.width
+        if not budget or n > LONGEST_AUDIT:
+            return
+        stream = np.random.default_rng(self.truth.rows * 1_000_003 + n)
+        rows = stream.integers(0, self.truth.rows, max(1, budget // n))
+        sample = sorted({int(row) * width + int(stream.integers(0, width)) for row in rows})
+        tier = fast.TIERS[self.level]
+        for index, found in enclosures(self.truth, tier, sample):
+            exact = self.truth.exact_cell(index, self.truth.bits)
+            if not _meet(found, exact):
+                x = [float(v).hex() for v in self.truth.logits(index // width).tolist()]
+                where = f"element {index} of {self.op.name} in {self.fmt.name}"
+                raise Disagreement(f"{tier.name} and the exact path disagree on {where}: {found}, {exact}; logits {x}")
+
+
+_COUNTS = (
+    "nan_count", "nan_unexpected", "nan_missing", "inf_count", "overflow_count", "zero_count", "underflow_count",
+    "underflow_premature", "false_zero_count", "subnormal_count", "special_mismatch",
+)  # fmt: skip
+
+
+class _Far:
+    """Some rows by the exact path, where the fast tiers are not proven or did not decide."""
+
+    def __init__(self, survey: Survey, rows: Sequence[int]) -> None:
+        truth = survey.truth
+        self._rows, self._width = sorted(set(rows)), truth.width
+        sub = Truth(truth.part(self._rows), truth.fmt)
+        self.measured = Measurement(survey.output.reshape(truth.rows, -1)[self._rows].reshape(sub.shape), sub)
+
+    def whole(self, index: int) -> int:
+        """An index of these rows as one of the whole output."""
+        row, column = divmod(index, self._width)
+        return self._rows[row] * self._width + column
+
+    def rows(self, name: str) -> dict[int, tuple[float, float]]:
+        """A figure of the rows that have a truth: (value, what it may be off by)."""
+        m = self.measured
+        of_rows = metrics.Rows(m)
+        term = {"kl": of_rows.kl, "total_variation": of_rows.total_variation, "backward_error": of_rows.backward_error}[name]
+        found = {place: of_rows.term(place, term) for place in range(len(self._rows)) if not m.kinds.want_nan[place * self._width]}
+        return {self._rows[place]: (inf, 0.0) if isinstance(t, float) else _centred(t[:2], t[2]) for place, t in found.items()}
+
+    def preserved(self) -> int:
+        """How many rows keep their argmax."""
+        return sum(metrics.preserved(self.measured, place) for place in range(len(self._rows)))
+
+    def candidates(self, name: str) -> list[int]:
+        """The element with the largest figure, or those with the largest ULP errors."""
+        m = self.measured
+        if not m.compared:
+            return []
+        if name == "ulp":
+            return [self.whole(index) for index in m.ranked(32)]
+        chosen = [i for i in m.compared if name != "normal" or m.normal(i)]
+        return [self.whole(m.largest("rel" if name == "normal" else name, chosen)[1])] if chosen else []
+
+    def fold(self, survey: Survey) -> None:
+        """Add the elements to what was screened."""
+        m, p = self.measured, survey.partial
+        p.counts.update(metrics.counts(m))
+        p.counts["untrue_rows"] += int(m.kinds.want_nan[:: self._width].sum())
+        p.counts["argmax_preserved"] += self.preserved() if survey.op.output != "rows" else 0
+        unit = -m.width(m.bits)
+        loose = [m.signed_ulp(i, m.bits, True) for i in m.compared]
+        for name, found in (("size", [absolute(*e) for e in loose]), ("signed", loose)):
+            p.add(name, *_centred((sum(lo for lo, _ in found), sum(hi for _, hi in found)), unit))
+        for index in m.compared:
+            survey.bin(m.signed_ulp(index, m.bits), unit)
+        p.ordinal = max([p.ordinal, *(abs(m.got[i] - int(m.kinds.want[i])) for i in m.compared)])
+        p.counts["normal"] += sum(m.normal(i) for i in m.compared)
+        beyond = set(m.beyond([survey.tolerance(row) for row in self._rows]))
+        zeros = [i for i in m.compared if m.got[i] == 0 and m.normal(i)]
+        p.counts["beyond"] += len(beyond)
+        p.counts["lost"] += sum(i in beyond for i in zeros)
+        inside = [self.whole(i) for i in zeros if i not in beyond]
+        p.counts["absorbed"] += len(inside)
+        if inside:
+            p.mark("absorbed", min(inside))
+        p.mismatch += [self.whole(i) for i in np.flatnonzero(m.kinds.mismatch).tolist()]
+
+
+# ---- intervals of floats ---------------------------------------------------------------------------------------------
+
+
+def _one_sided(error: Interval) -> bool:
+    return error[0] > 0 or error[1] < 0
+
+
+def _centred(interval: Interval, exp: int) -> tuple[float, float]:
+    """An interval of integers over 2^exp as a value and what it may be off by; infinite beyond binary64."""
+    lo, hi = (Fraction(end) * Fraction(2) ** exp for end in interval)
+    try:
+        value = float((lo + hi) / 2)
+        return value, float((hi - lo) / 2) * (1 + 2.0**-50) + abs(value) * 2.0**-52 + 2.0**-1074
+    except OverflowError:
+        return 0.0, inf
+
+
+def _fixed(value: float, doubt: float, bits: int) -> float | None:
+    """A value >= 0 known to within `doubt`, to some significant bits; None where that does not tell."""
+    return _fix(value, doubt, 1, bits, None, 0)
+
+
+def _fix(value: float, doubt: float, count: int, bits: int, step: int | None, floor_: int | None) -> float | None:
+    if not doubt < inf:
+        return None
+    centre, reach = Fraction(value), Fraction(doubt) * Fraction(1 << 60, (1 << 60) - 1)
+    lo, hi = centre - reach, centre + reach
+    unit = -1200
+    low, high = floor(lo * Fraction(2) ** -unit), ceil(hi * Fraction(2) ** -unit)
+    if floor_ is not None:
+        low = max(low, floor_)
+    return fix(low, high, count, unit, bits, step)
+
+
+def _fixed_mean(value: float, doubt: float, count: int, step: int | None) -> float:
+    """The mean of a sum known to within `doubt`. Raises _Open."""
+    found = _fix(value, doubt, count, MEAN_BITS, step, None)
+    if found is None:
+        raise _Open
+    return found
+
+
+def exact_sum(values: Array) -> Fraction:
+    """Of finite float64 numbers: heads on coarser and coarser grids, whose sums are exact, until nothing is left."""
+    total, rest = Fraction(0), values
+    while (top := float(np.abs(rest).max())) > 0:
+        grain = np.ldexp(1.5, min(int(np.frexp(top)[1]) + rest.size.bit_length() + 1, 1023))
+        head = (rest + grain) - grain
+        total += Fraction(float(head.sum()))
+        rest = rest - head
+    return total
+
+
+def _meet(found: Any, exact: Any) -> bool:
+    """Whether two enclosures have a number in common."""
+    unit = min(found[2], exact[2])
+    a, b = ([end << (e[2] - unit) for end in e[:2]] for e in (found, exact))
+    return bool(a[0] <= b[1] and b[0] <= a[1])
