@@ -54,13 +54,14 @@ class Cells:
         self.output = output
         self.compared = compared
         self.bits = FAST_BITS[0]
+        self.exact_bits = max(truth.bits, FAST_BITS[-1] + 1)
         self._base: dict[int, Interval] = {}
         self._loose: dict[int, Interval] = {}
         truth.prefetch(compared)
 
     def finer(self, bits: int, what: str) -> tuple[int, int]:
         """The next precision, and by how much it grew; Undecided past the cap."""
-        higher = next((offered for offered in (*FAST_BITS, self.truth.bits) if offered > bits), None)
+        higher = next((offered for offered in (*FAST_BITS, self.exact_bits) if offered > bits), None)
         return more(bits, what) if higher is None else (higher, higher - bits)
 
     def ordinal(self, index: int) -> int:
@@ -213,7 +214,7 @@ class Cells:
         lows = nlargest(count, (lo for _, lo, _ in bounds))
         least = lows[-1] - (lows[-1] >> (MAXIMUM_BITS - 1)) if len(lows) == count > 0 else 0
         fixed = [(-self._fixed(i, self._ulp, self._ulp_unit), i) for i, _, hi in bounds if hi and hi >= least]
-        return [i for _, i in sorted(fixed)[:count]]
+        return [i for figure, i in sorted(fixed)[:count] if figure]
 
     def max_rel(self, normal: bool) -> tuple[float, int] | None:
         """The largest relative error and its flat index, over all compared elements or over those with a normal R."""

@@ -51,6 +51,7 @@ class Candidates:
     value: list[Array] = field(default_factory=list)
     radius: list[Array] = field(default_factory=list)
 
+    @np.errstate(invalid="ignore")
     def offer(self, values: Array, radius: Array | float, top: float, index: Any) -> None:
         """Values >= 0 (any shape; -inf: out of the question), what they may be off by, their maximum and that, and
         index(flat positions): their indices."""
@@ -188,6 +189,10 @@ def screen(work: Work) -> Partial:
     return _Screen(work).run()
 
 
+_quiet = np.errstate(over="ignore", invalid="ignore")
+"""What overflows here is garbage that is opened, or a row that is infinite."""
+
+
 class _Screen:
     """One pass over the rows of a Work."""
 
@@ -297,6 +302,7 @@ class _Screen:
         if at.size:
             found = self.partial.mismatch
             found += np.sort(index(at))[: self.work.keep].tolist()
+            found.sort()
             del found[self.work.keep :]
 
 
@@ -333,7 +339,7 @@ class _Rows:
         for name in ("key", "at most", "at least"):
             self.row[name] = np.full(per_row, inf if name == "at least" else -inf)
         self.tightest = float(self.coefficient.min()) * (1 - 2.0**-30)
-        self.endless, self.void, self.unsummed, self.apart = (np.zeros(per_row, bool) for _ in range(4))
+        self.endless, self.broken, self.void, self.unsummed, self.apart = (np.zeros(per_row, bool) for _ in range(5))
 
     def _least(self) -> Array:
         """The smallest finite logit of each row."""
@@ -394,7 +400,7 @@ class _Rows:
             self._sum_outputs(c)
         if self.figures:
             self._tops_by_logits(c, part)
-        self.raw = c if self.figures and self.screen.finite else c.copy()
+        self.raw = c if self.figures and self.screen.size < 2.0**400 else c.copy()
         if self.up != 1:
             with np.errstate(over="ignore"):
                 np.multiply(c, self.up, c)
@@ -445,7 +451,7 @@ class _Rows:
         endless = none if infinite is None else infinite.reshape(-1)[at]
         beyond = none if over is None else over.reshape(-1)[at] & ~endless
         limit = (2 - self.fmt.unit_roundoff) * 2.0**self.fmt.emax if over is not None else inf
-        near = beyond & (np.abs(cell.a.reshape(-1)[at] - limit) <= limit * 2.0**-19)
+        near = beyond & ((np.abs(cell.a.reshape(-1)[at] - limit) <= limit * 2.0**-19) | np.isfinite(c))
         sure = beyond & ~near
         unbounded = endless | sure
         nan = np.isnan(c)
@@ -461,16 +467,23 @@ class _Rows:
         if near.any():
             self.p.open_elements += cell.place(at[near]).tolist()
             self.p.open_rows |= set((cell.place(at[near]) // self.screen.width).tolist())
-        lost = np.zeros(cell.c.size, bool)
-        lost[at[np.isinf(c) & ~(right & endless)]] = True
-        self.endless |= lost.reshape(cell.c.shape).any(axis=self.axis, keepdims=True)
-        bad = np.zeros(cell.c.size, bool)
-        bad[at[wrong]] = True
-        self.apart |= bad.reshape(cell.c.shape).any(axis=self.axis, keepdims=True)
+        a = cell.a.reshape(-1)[at]
+        lost = np.isinf(c) & ~(right & endless)
+        self._flag(self.endless, cell, at[lost])
+        self._flag(self.broken, cell, at[lost & (a >= self.low_binade)])
+        self._open_row(cell, at[lost & (np.abs(a - self.low_binade) < self.low_binade / 8)])
+        self._flag(self.apart, cell, at[wrong])
+        if cell.gone is not None:
+            cell.gone.reshape(-1)[at] = False
         for values, value in ((cell.a, 1.0), (cell.c, 1.0), (cell.lo, 0.0)):
             if values is not None:
                 values.reshape(-1)[at] = value
         cell.odd = at
+
+    def _flag(self, rows: Array, cell: _Cells, at: Array) -> None:
+        """Flag the rows of flat positions."""
+        row = at % len(self.rows) if self.axis == 0 else at // cell.c.shape[1]
+        rows.reshape(-1)[row] = True
 
     def _binade(self, cell: _Cells) -> None:
         """2^floor(log2 |T|), not below that of the smallest normal number, decided where T is near a power of two."""
@@ -578,11 +591,15 @@ class _Rows:
         a, c, radius = cell.a, cell.c, cell.part.radius
         size = cell.size = np.abs(cell.e, out=self.b("low", a.shape))
         if radius is not None:
-            cell.hard.append(np.flatnonzero((radius * cell.inverse > OPEN) | (radius > 2.0**-20 * a)))
+            # of a zero in the output the relative error is 1 whatever T is, if T is not 0, as only a vjp may be by cancellation
+            blurred = (radius * cell.inverse > OPEN) | ((radius > 2.0**-20 * a) & (c != 0))
+            if self.name == "softmax_vjp":
+                blurred |= a <= np.maximum(radius, FLOOR)
+            cell.hard.append(np.flatnonzero(blurred if cell.gone is None else blurred & ~cell.gone))
         if self.some_rational:
             close = (size <= self.screen.doubt) & self.rational
             cell.hard.append(np.flatnonzero(close if cell.gone is None else close & ~cell.gone))
-        if self.up != 1 or self.block.deep:
+        if float(a.min()) < 2.0**-960:
             deep = np.flatnonzero((a < 2.0**-960) & (c != 0))
             cell.hard.append(deep)
             self._open_row(cell, deep)
@@ -644,7 +661,8 @@ class _Rows:
         What has been taken out, and is 0 here, is not counted.
         """
         p, shape = self.p, cell.size.shape
-        exact = 0 if cell.gone is None else int(np.count_nonzero(cell.gone & (cell.c == 0)))
+        masked = cell.part.masked
+        exact = 0 if cell.gone is None or masked is None else int(np.count_nonzero(masked & self._exactly(cell)))
         p.counts["exact"] += exact
         sub, threshold, number = self.b("j", shape, np.int64), self.b("t", shape), self.b("number", shape, np.int64)
         np.right_shift(cell.size.view(np.int64), _SUB, sub)
@@ -669,6 +687,13 @@ class _Rows:
             p.high[: taken.size] -= taken
             p.bin(np.maximum(values - doubt, FLOOR), values + doubt)
 
+    def _exactly(self, cell: _Cells) -> Array:
+        """Where, if the logit is -inf and so T is 0 or -y, the output is T."""
+        assert cell.gone is not None
+        same: Array = np.where(cell.gone, cell.c == 0, cell.r == 0)
+        same.reshape(-1)[cell.odd] = same.reshape(-1)[cell.open] = False
+        return same
+
     def _ordinals(self, cell: _Cells) -> None:
         """The largest distance in representable numbers, of those that can exceed what is known.
 
@@ -690,7 +715,8 @@ class _Rows:
                 formats.ordinals((values.reshape(-1)[at] / self.up).astype(self.fmt.dtype), self.fmt)
                 for values in (cell.c, cell.rounded)
             )
-            self.p.ordinal = max(self.p.ordinal, int(np.abs(got - want).max()))
+            apart = np.maximum(got, want).view(np.uint64) - np.minimum(got, want).view(np.uint64)
+            self.p.ordinal = max(self.p.ordinal, int(apart.max()))
 
     def _zeros(self, cell: _Cells) -> None:
         """Zeros in the output, and which numbers are normal."""
@@ -702,8 +728,8 @@ class _Rows:
         if cell.gone is not None:
             zero &= ~cell.gone
         counts = self.p.counts
-        counts["underflow_count"] += int(np.count_nonzero(zero))
         zero.reshape(-1)[cell.open] = False
+        counts["underflow_count"] += int(np.count_nonzero(zero))
         at = np.flatnonzero(zero)
         if not at.size:
             return
@@ -716,6 +742,7 @@ class _Rows:
         if normal.size:
             self.p.mark("normal", int(cell.place(normal).min()))
 
+    @_quiet
     def _beyond(self, cell: _Cells) -> None:
         """Elements beyond the bound, and zeros inside it; what is too close to it is left open."""
         u = self.fmt.unit_roundoff
@@ -762,7 +789,8 @@ class _Rows:
             ulp, rel, absolute = bound * 2.0**self.fmt.precision, bound, bound * float(cell.a.max())
         else:
             radius = part.radius.copy()
-            radius.reshape(-1)[cell.open] = 0.0
+            for at in (cell.odd, cell.open):
+                radius.reshape(-1)[at] = 0.0
             ulp, rel, absolute = (float(v.max()) for v in (radius * cell.inverse, radius / cell.a, radius))
         if cell.odd.size or cell.open.size:
             for values in (cell.size, cell.share):
@@ -825,12 +853,25 @@ class _Rows:
         row["rounded"] += np.add.reduce(cell.rounded, axis=axis, keepdims=True)
         row["variation"] += np.add.reduce(difference, axis=axis, keepdims=True)
         row["kl"] += np.add.reduce(self._terms(cell), axis=axis, keepdims=True)
+        if cell.most > 0.5:
+            self._scarce(cell)
         high = low = cell.delta
         if cell.normal is not None:
             high, low = np.where(cell.normal, cell.delta, -inf), np.where(cell.normal, cell.delta, inf)
         np.maximum(row["high"], np.maximum.reduce(high, axis=axis, keepdims=True), out=row["high"])
         np.minimum(row["low"], np.minimum.reduce(low, axis=axis, keepdims=True), out=row["low"])
 
+    def _scarce(self, cell: _Cells) -> None:
+        """Outputs far below a normal truth: none, or so little that 1 + delta has no digits."""
+        little = cell.delta < -1 + 2.0**-28
+        if cell.normal is not None:
+            little &= cell.normal
+        at = np.flatnonzero(little)
+        nothing = cell.c.reshape(-1)[at] <= 0
+        self._flag(self.broken, cell, at[nothing])
+        self._open_row(cell, at[~nothing])
+
+    @_quiet
     def _terms(self, cell: _Cells) -> Array:
         """T (delta - log1p(delta)) = r delta (1/2 - delta/3 + ...), 0 where R = 0."""
         delta = cell.delta
@@ -852,10 +893,12 @@ class _Rows:
         c, a = cell.c.reshape(-1)[used], cell.a.reshape(-1)[used]
         void = c <= 0
         if void.any():
-            lost = np.zeros(flat.size, bool)
-            lost[used[void]] = True
-            self.void |= lost.reshape(term.shape).any(axis=self.axis, keepdims=True)
-        used, ratio, a = used[~void], c[~void] / a[~void], a[~void]
+            self._flag(self.void, cell, used[void])
+        with np.errstate(over="ignore"):
+            used, ratio, a = used[~void], c[~void] / a[~void], a[~void]
+        wild = ~((ratio > 2.0**-900) & (ratio < 2.0**900))
+        self._open_row(cell, used[wild])
+        used, ratio, a = used[~wild], ratio[~wild], a[~wild]
         flat[used] = a * ((ratio - 1) - _log(ratio))
 
     def _log_terms(self, cell: _Cells) -> Array:
@@ -873,7 +916,7 @@ class _Rows:
             np.multiply(term, cell.part.p, term)
         if large is not None:
             part = w.reshape(-1)[large]
-            term.reshape(-1)[large] = cell.part.p.reshape(-1)[large] * (_exp(np.clip(part, -1000.0, 600.0)) - 1 - part)
+            term.reshape(-1)[large] = cell.part.p.reshape(-1)[large] * (_exp(np.clip(part, -700.0, 600.0)) - 1 - part)
             self._open_row(cell, large[part > 600.0])
         return term
 
@@ -920,7 +963,7 @@ class _Rows:
         """Hand the rows over, to be closed with those of other blocks: a small array costs as much as a large one."""
         block = self.block
         found = {**self.row, "most": block.maximum, "least": self.least, "coefficient": self.coefficient}
-        found |= {"endless": self.endless, "void": self.void, "unsummed": self.unsummed, "apart": self.apart}
+        found |= {"endless": self.endless, "broken": self.broken, "void": self.void, "unsummed": self.unsummed, "apart": self.apart}
         if block.log_size is not None:
             found["log"] = block.log_size
         self.screen.ledger.append({"rows": self.rows, **{name: values.reshape(-1) for name, values in found.items()}})
@@ -958,39 +1001,36 @@ class _Ledger:
             self._figures()
 
     def _figures(self) -> None:
-        p, row, rows = self.p, self.row, self.row["rows"]
+        p, rows = self.p, self.row["rows"]
         shut = np.isin(rows, list(p.open_rows)) if p.open_rows else np.zeros(rows.shape, bool)
         for name, (value, doubt, void) in self._figures_of_rows().items():
-            void = (void | row["endless"]) & ~shut
-            if void.any():
-                p.mark(f"{name} infinite", int(rows[void].min()))
+            if (void & ~shut).any():
+                p.mark(f"{name} infinite", int(rows[void & ~shut].min()))
             used = ~(void | shut)
             value, doubt, where = value[used], doubt[used], rows[used]
             if value.size:
                 p.add(name, float(value.sum()), float(doubt.sum()) + float(value.sum()) * _SUM)
                 p.most[name].offer(value, doubt, float((value + doubt).max()), lambda at, where=where: where[at])
 
+    @_quiet
     def _figures_of_rows(self) -> dict[str, tuple[Array, Array, Array]]:
         """(value, what it may be off by, whether it is infinite) of each row, in units of 1."""
         row, bound = self.row, self.bound
-        never = np.zeros(row["kl"].shape, bool)
         if self.name == "log_softmax":
             kl = row["kl"]
             share = fast.TIERS[0].bound * 2
             doubt = bound * row["log"] / self.up * np.sqrt(2.1 * kl) * 1.1 + kl * (_LOG + share) + bound**2
-            return {"kl": (kl, doubt, never)}
+            return {"kl": (kl, doubt, row["endless"])}
         variation, kl = row["variation"] / self.up, row["kl"] / self.up
         value = variation / 2
-        some = row["high"] > -inf
-        bare = some & (row["low"] <= -1.0)
-        usual = some & ~bare
-        ratio = np.zeros_like(kl)
-        np.divide(row["high"] - np.where(usual, row["low"], 0.0), 1 + row["low"], out=ratio, where=usual)
-        backward = _log1p(ratio) / 2
+        usual = (row["high"] > -inf) & ~row["broken"] & (row["low"] > -1)
+        low, high = np.where(usual, row["low"], 0.0), np.where(usual, row["high"], 0.0)
+        backward = _log1p((high - low) / (1 + low)) / 2
+        blur = 1.1 * bound + 2.0**-51 * np.maximum(np.abs(high), np.abs(low)) / (1 + low)  # of 1 + delta, relatively
         return {
-            "total_variation": (value, bound * 0.51 + value * _SUM, never),
-            "kl": (kl, 1.1 * bound * variation + kl * (_LOG + bound) + 2.0**-900, row["void"]),
-            "backward_error": (backward, 1.1 * bound + backward * _LOG, bare),
+            "total_variation": (value, bound * 0.51 + value * _SUM, row["endless"]),
+            "kl": (kl, 1.1 * bound * variation + kl * (_LOG + bound) + 2.0**-900, row["void"] | row["endless"]),
+            "backward_error": (backward, blur + backward * _LOG, row["broken"]),
         }
 
     def _defects(self) -> None:
@@ -1084,16 +1124,15 @@ def _series(x: Array, most: float, coefficients: tuple[float, ...], out: Array) 
 
 
 def _exp(x: Array) -> Array:
-    """exp, to 2^-51.9; abs(x) <= 1000."""
+    """exp, to 2^-51.9; abs(x) <= 700."""
     out = np.empty_like(x)
-    fast.exp_t0(x, None, fast.UNIT_SCALE, out, Buffers())
-    return out * 2.0**-fast.BIAS
+    fast.exp_t0(x, None, np.array(fast.UNIT_SCALE - (fast.BIAS << 52)), out, Buffers())
+    return out
 
 
 def _log(x: Array) -> Array:
-    """log of positive numbers, off by less than 2^-51 (1 + abs(log x)): a guess, and one Newton step by our own exp."""
-    with np.errstate(divide="ignore"):
-        guess = np.clip(np.log(x), -700.0, 709.0)
+    """log of numbers from 2^-1000 to 2^1000, off by less than 2^-51 (1 + abs(log x)): a guess, and one Newton step by our exp."""
+    guess = np.log(x)
     rest = x * _exp(-guess) - 1
     return np.asarray(guess + rest * (1 - rest / 2))
 

@@ -62,6 +62,7 @@ class Survey:
         p = self.partial
         self.opened = sorted(set(p.open_elements))
         self.cells = Cells(self.output, self.truth, self.opened)
+        self.truth.expect(self.opened)
         for index in self.opened:
             self._settle(index)
         for index in p.open_bounds:
@@ -80,7 +81,7 @@ class Survey:
     def _settle(self, index: int) -> None:
         """Count an element that the screen left open; its truth is finite."""
         p, cells = self.partial, self.cells
-        want, _ = self.truth.decided(index)
+        want, top = self.truth.decided(index)
         assert want is not None
         got, limit = cells.ordinal(index), self.fmt.infinity_ordinal
         nan = bool(np.isnan(formats.widen(self.output.reshape(-1)[index : index + 1]))[0])
@@ -91,6 +92,7 @@ class Survey:
             return
         p.counts["compared"] += 1
         p.counts["correctly_rounded"] += got == want
+        p.counts["underflow_count"] += got == 0 and top is not None
         p.ordinal = max(p.ordinal, abs(got - want))
         if got == 0:
             p.counts["underflow_premature"] += want != 0
@@ -98,7 +100,7 @@ class Survey:
         p.counts["normal"] += cells.normal(index)
         bits = cells.bits
         if not _one_sided(cells.signed_ulp(index, bits)):  # it may be exact, which only the exact path tells
-            bits = self.truth.bits
+            bits = cells.exact_bits
         unit = -cells.width(bits)
         p.add("size", *_centred(absolute(*cells.signed_ulp(index, bits, True)), unit))
         p.add("signed", *_centred(cells.signed_ulp(index, bits, True), unit))
@@ -110,8 +112,8 @@ class Survey:
         low, high = absolute(*error)
         self.partial.counts["exact"] += not high
         if high:
-            ends = (np.array([min(bin_edge(size, unit), 2.0**1023)]) for size in (max(low, 1), high))
-            self.partial.bin(*ends)
+            least, most = (np.array([min(bin_edge(size, unit), 2.0**1023)]) for size in (max(low, 1), high))
+            self.partial.bin(least, most)
 
     def _judge(self, index: int) -> None:
         """An element against its row's tolerance."""
@@ -433,6 +435,7 @@ class _Far:
         """Add the elements to what was screened."""
         m, p = self.measured, survey.partial
         p.counts.update(metrics.counts(m))
+        p.counts["negative_inf"] += m.got.count(-m.fmt.infinity_ordinal)
         p.counts["untrue_rows"] += int(m.kinds.want_nan[:: self._width].sum())
         p.counts["argmax_preserved"] += self.preserved() if survey.op.output != "rows" else 0
         unit = -m.width(m.bits)
@@ -462,13 +465,13 @@ def _one_sided(error: Interval) -> bool:
 
 
 def _centred(interval: Interval, exp: int) -> tuple[float, float]:
-    """An interval of integers over 2^exp as a value and what it may be off by; infinite beyond binary64."""
+    """An interval of integers over 2^exp as a value and what it may be off by; (inf, 0) beyond binary64."""
+    top = max(abs(end) for end in interval).bit_length() + exp
+    if top > 1023 or top < -1000:
+        return (inf, 0.0) if top > 0 else (0.0, 2.0**-1000)
     lo, hi = (Fraction(end) * Fraction(2) ** exp for end in interval)
-    try:
-        value = float((lo + hi) / 2)
-        return value, float((hi - lo) / 2) * (1 + 2.0**-50) + abs(value) * 2.0**-52 + 2.0**-1074
-    except OverflowError:
-        return 0.0, inf
+    value = float((lo + hi) / 2)
+    return value, float((hi - lo) / 2) * (1 + 2.0**-50) + abs(value) * 2.0**-52 + 2.0**-1074
 
 
 def _fixed(value: float, doubt: float, bits: int) -> float | None:
@@ -477,7 +480,7 @@ def _fixed(value: float, doubt: float, bits: int) -> float | None:
 
 
 def _fix(value: float, doubt: float, count: int, bits: int, step: int | None, floor_: int | None) -> float | None:
-    if not doubt < inf:
+    if not (doubt < inf and abs(value) < inf):
         return None
     centre, reach = Fraction(value), Fraction(doubt) * Fraction(1 << 60, (1 << 60) - 1)
     lo, hi = centre - reach, centre + reach
@@ -499,6 +502,8 @@ def _fixed_mean(value: float, doubt: float, count: int, step: int | None) -> flo
 def exact_sum(values: Array) -> Fraction:
     """Of finite float64 numbers: heads on coarser and coarser grids, whose sums are exact, until nothing is left."""
     total, rest = Fraction(0), values
+    if float(np.abs(values).max()) >= 2.0**900:
+        return sum((Fraction(value) for value in values.tolist()), total)
     while (top := float(np.abs(rest).max())) > 0:
         grain = np.ldexp(1.5, min(int(np.frexp(top)[1]) + rest.size.bit_length() + 1, 1023))
         head = (rest + grain) - grain

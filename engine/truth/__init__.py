@@ -54,7 +54,7 @@ __all__ = [
 
 FAST_TIERS = fast.TIERS[1:]
 """T1, T2: what single elements are taken to before mpmath."""
-FAST_BITS = (75, 96)
+FAST_BITS = (75, 95)
 """Bits that these give an element which does not cancel."""
 SERVED_BITS = 78
 FIGURE_BITS = 72
@@ -95,6 +95,7 @@ class Truth:
         self.ambiguity = 0.0
         self._cells: tuple[dict[int, Enclosure | None], ...] = tuple({} for _ in FAST_TIERS)
         self._exact: dict[int, tuple[int, Enclosure]] = {}
+        self._expected: dict[int, set[int]] = {}
         self._decided: dict[int, tuple[int | None, int | None]] = {}
         self._used: dict[int, str] = {}
         self._resolved: dict[int, Resolved] = {}
@@ -171,9 +172,18 @@ class Truth:
         known = self._exact.get(index)
         if known is None or known[0] < bits:
             row, column = divmod(index, self.width)
-            known = self._exact[index] = (bits, self._enclose(row, bits, [column])[0])
+            columns = sorted(self._expected.get(row, set()) | {column})
+            for place, found in zip(columns, self._enclose(row, bits, columns), strict=True):
+                self._exact[row * self.width + place] = (bits, found)
+            known = self._exact[index]
         self._note(index, len(FAST_TIERS))
         return known[1]
+
+    def expect(self, indices: Iterable[int]) -> None:
+        """Elements that may be asked for: the exact path takes those of a row together."""
+        for index in indices:
+            row, column = divmod(index, self.width)
+            self._expected.setdefault(row, set()).add(column)
 
     def _decide_cell(self, index: int) -> tuple[int | None, int | None]:
         for level in range(len(FAST_TIERS)):
@@ -224,12 +234,13 @@ class Truth:
         finite = np.isfinite(x)
         if finite.all():
             return self._enclose_finite(index, x, finite, bits, columns)
+        count = self.width if columns is None else len(columns)
         if np.isnan(x).any():
-            return [float("nan")] * self.width
+            return [float("nan")] * count
         if (x == np.inf).any():
-            return [self.op.infinite] * self.width
+            return [self.op.infinite] * count
         if not finite.any():
-            return [self.op.fully_masked] * self.width
+            return [self.op.fully_masked] * count
         found = self._enclose_finite(index, x, finite, bits)
         return found if columns is None else [found[column] for column in columns]
 

@@ -4,73 +4,75 @@ A double-double is a pair (hi, lo) of binary64 arrays of one shape, its value hi
 rounded to nearest, integer operations and look-ups are used, never a mathematical library or a fused multiply-add, so that the
 bits are the same on every processor.
 
-u = 2^-53. "Multiple of 2^-g" counts bits: a multiple of 2^-g below 2^(53 - g) in magnitude is a binary64 number, so that a sum
-which must be one is exact. grid_g(x) = (x + M) - M, M = 1.5 2^(52 - g), is the multiple of 2^-g nearest to x.
+u = 2^-53. A sum or product that must be a multiple of 2^-g below 2^(53 - g) in magnitude is a binary64 number, so exact.
+grid_g(x) = (x + M) - M, M = 1.5 2^(52 - g), is the multiple of 2^-g nearest to x.
 
 exp, |xh| <= 1400, |xl| <= ulp(xh) <= 2^-42
 -------------------------------------------
 With C = log 2 / 8192 = C1 + C2 + C3s + C4 (29 bits, multiple of 2^-42; 28 bits, multiple of 2^-75, below 2^-47.4; multiple of
-2^-93 below 2^-79.2; binary64, below 2^-94.7, off by 2^-147):
+2^-93 below 2^-79.2; binary64, below 2^-94.7, off by 2^-148):
 
     t    the integer nearest to RN(xh / C), |t| < 2^24; xh / C is off by at most 2^-27, so |x - t C| <= R,
          R = C/2 + 2^-27 C + 2^-42 < 2^-14.528
     x = t C + r; t C1, t C2, t C3s are exact (53, 52 and 38 bits), |t C2| < 2^-23.4, |t C3s| < 2^-55.2, |t C4| < 2^-70.7
-    d    = xh - t C1, exact. t != 0: then |xh| > 2^-15, both are multiples of 2^-67 and of ulp(xh), and |d| < 2^53 ulp(xh),
-         because |d| < 2^-14.5 and |xh| > 2^-14 as soon as |t| >= 2. t = 0: d = xh
-    a    = grid_40(RN(d - t C2)), |a| < 2^-14.528: a multiple of 2^-40, 26 bits
-    b    = ((d - a) - t C2) - t C3s, exact: multiples of 2^-67, 2^-75 and 2^-93, below 2^-23, 2^-40.9 and 2^-40.9
+    d    = xh - t C1, exact. t != 0: then |xh| > 2^-15, both are multiples of ulp(xh), 2^-67 or more, and |d| < 2^53 ulp(xh),
+         because |d| < 2^-14.5, and |xh| > 2^-14 as soon as |t| >= 2. t = 0: d = xh
+    a    = grid_40(RN(d - t C2)), |a| < 2^-14.528: 26 bits
+    b    = ((d - a) - t C2) - t C3s, exact: multiples of 2^-67, 2^-75 and 2^-93 below 2^-23, 2^-40.9 and 2^-40.9
          (t = 0: xh - a, exact too); |b| < 2^-40.99
-    so r = a + b + xl - t C4 but for t 2^-147 < 2^-123; beta = b + xl - t C4, |beta| < 2^-40.4
+    so r = a + beta, beta = b + xl - t C4, |beta| < 2^-40.4, but for 2^24 2^-148
 
     exp(r) = 1 + a + a^2/2 + beta + beta (a + beta/2) + r^3/6 + r^4/24 + r^5/120 + r^6/720, cut off below 2^-113.9
     a^2/2  exact: 51 bits, multiple of 2^-81, below 2^-30.05
     r^3/6  a1 = grid_27(a), 13 bits; a2 = r - a1, |a2| < 2^-27.9; 1/6 = K + k, K = 683/4096, |k| < 2^-13.5:
-           a1^3 K  exact (38 + 10 bits), multiple of 2^-93, below 2^-46.1; so b' = b + a1^3 K is exact
+           a1^3 K  exact (38 + 10 bits), multiple of 2^-93, below 2^-46.1
            a1^3 k + a2 (r^2 + r a1 + a1^2)/6, below 2^-57.1 and 2^-57.9
+    b'   = b + a1^3 K, exact (t = 0 and a1 != 0: then b is a multiple of 2^-81)
     so exp(r) = 1 + a + a^2/2 + b' + xl + small, |small| < 2^-54.4
     w    = grid_56(a^2/2 + b' + xl), |w| < 2^-30: 26 bits
     v    = (((a^2/2 - w) + b') + xl) + small. The first two sums are exact (multiples of 2^-81 and 2^-93 below 2^-40; where t = 0
-         and xh has finer bits, |xl| < 2^-66 and the second is below 2^-56.9), the last two are below 2^-56.9 and 2^-54.1
+         xh may have finer bits, but then |xl| <= 2^-67 and the second is below 2^-56.9); the last two are below 2^-56.9 and 2^-54.1
     so exp(r) = 1 + a + w + v
 
-Errors up to here, in 2^-108 (half a unit of a number below 2^-e counts u 2^-e): beta (a + beta/2), below 2^-54.9, by four
-roundings, of which the first is of a number below 2^-42: 3.9; a1^3 k: 1.0; a2 (...)/6, nine: 1.3; r^4/24 ..., below 2^-62.6: 0.1;
-the four sums in `small`: three below 2^-56.3 and one below 2^-54.4: 0.3 + 2.5; v: 0.5 + 0.5 + 1.9; cut off: 0.1. Together 12.1.
+Errors up to here, in 2^-108, so that the rounding of a number below 2^-e counts 2^(55 - e): beta (a + beta/2), below 2^-54.9, three
+roundings and one of a number below 2^-42: 3.6; a1^3 k, two: 0.5; a2 (...)/6, nine: 1.3; r^4/24 ..., below 2^-62.6: 0.1; the sums
+in `small`, three below 2^-56.4 and one below 2^-54.4: 1.2 + 1.6; v: 0.3 + 0.3 + 1.9; cut off: 0.1. Together 10.9.
 
-    exp(x) = 2^k T exp(r), t = 8192 k + j, T = 2^(j/8192) = Th + Tl, Th a multiple of 2^-52 in [1, 2), Tl <= u, off by 2^-106 u
-    Th   = h + m: 27 bits, a multiple of 2^-26; a multiple of 2^-52 below 2^-26
+    exp(x) = 2^k T exp(r), t = 8192 k + j, T = 2^(j/8192) = Th + Tl, Th a multiple of 2^-52 in [1, 2), |Tl| <= u, off by 2^-107
+    Th   = h + m: a multiple of 2^-26, 27 bits; a multiple of 2^-52 below 2^-26, 26 bits
     h a, m a, h w are exact (53, 52 and 53 bits): multiples of 2^-66, 2^-92 and 2^-82
     H    = RN(Th + RN(h a + RN(h w + m a)))
     G    = (((Th - H) + h a) + h w) + m a, exact: multiples of 2^-53, 2^-66, 2^-82, 2^-92 below 2^-13, 2^-28, 2^-40, 2^-51
     rest = Th v + (m w + Tl ((a + w) + v)), |rest| < T 2^-53.7
-    lo   = (G + Tl) + rest, hi + lo = H + lo by Fast2Sum
+    hi + lo = H + ((G + Tl) + rest), by Fast2Sum
 
-Errors relative to T, in 2^-108: Th v: 1.9 for the product; m w, below 2^-56: 0.3; the sums in `rest`: 0.3 + 2.5; Tl and its
-product: under 0.1. |G| <= u H (1 + 2^-10) and |Tl| <= u, so G + Tl is below 2^-52 T (1 + 2^-9): 8.1; lo below 2^-51.3 T: 13.0.
-Together 26, with those before 38.1, over exp(r) > 1 - 2^-14.5: below 38.2 2^-108 = 2^-102.7.
+Errors relative to T, in 2^-108: Tl 2; Th v: 1.9; m w, below 2^-56: 0.5; the sums in `rest`, below 2^-55.9 and T 2^-53.7: 0.6 + 2.5;
+|G| <= u H (1 + 2^-10), so G + Tl is below T 2^-52 (1 + 2^-9): 8.1; with `rest` below T 2^-51.6: 10.6. Together 26.2; with those
+before 37.1, over exp(r) > 1 - 2^-14.5: below 37.2 2^-108 < 2^-102.7.
 
 log1p, 0 <= s < 2^61
 --------------------
-1 + s = 2^e m, m in [1, 2); j the last row with Th <= m; log(1 + s) = (8192 e + j) C + 2 artanh(z), z = (m - T)/(m + T). No row
-is guessed and nothing is iterated: no first approximation has to be trusted.
+1 + s = 2^e m, m in [1, 2); j the last row with Th <= RN(m); t = 8192 e + j; log(1 + s) = t C + 2 artanh(z), z = (m - T)/(m + T).
+Nothing is guessed or iterated, so no first approximation has to be trusted.
 
-    m    = p + q + s', p + q = 2^-e (1 + sh) by 2Sum, s' = 2^-e sl; |q| <= 2^-53, |s'| <= 2^-53
-    n    = m - T = (p - Th) + (q + s' - Tl) - Tll, where T = Th + Tl + Tll to 2^-158. p - Th is exact (Sterbenz); q + s' - Tl by two 2Sums
-         whose errors are below 2^-105, and again 2Sum with p - Th: the roundings are u^2 of n and 2^-158 beside a
-         logarithm of at least C; where T = 1 and e = 0 the sum is s, and n = s (1 + 3 u^2)
-    d    = n + 2 T: 3 u^2
-    z    = n/d: 15.1 u^2 (Joldes et al.); |z| < C/2 (1 + 2^-30) < 2^-14.52
-    2 artanh(z) = 2 (z + z z^2 (1/3 + z^2/5 + z^4/7)), cut off below z^9 2/9: 2^-119 of itself; the bracket in double-double,
-         all but its leading 1/3 in binary64: the second term is off by 2^-80 of itself, and is below 2^-30.6 of the first
-         3 u^2 for the sum
-    t C  = Fast2Sum(t C1, t C2) + t C3: exact, exact, rounding of t C3 (u 2^-65 of t C) and of the low part (u^2 of t C)
-    the sum of the two, both >= 0 (m may lie 2^-52 below T: then n is -2^-52 at worst, a part in 2^38 of t C): 3 u^2
-Together n 3, d 3, z 15.1, artanh 3.1, sum 3: 28 u^2 < 2^-101.1, in relative terms, for every s > 2^-900 (no product underflows).
-For s < 2^-110 the value is s itself, to 2^-111: so it holds for every s, subnormal and 0 too.
+    m    = p + q + s': p + q = 2^-e (1 + sh) by 2Sum, s' = 2^-e sl; |q| and |s'| <= 2^-53
+    n    = m - T, T = Th + Tl + Tll to 2^-159: p - Th is exact (Sterbenz), q + s' - Tl by two 2Sums with rests below 2^-104, both
+         together by 2Sum; what is rounded are sums of rests: 2 u^2 of n, and 2^-154 beside a logarithm of C or more.
+         Where T = 1 and e = 0, n is s: |q| <= sh, no cancellation, 3 u^2
+    d    = n + 2 (Th + Tl): 3.5 u^2
+    z    = n/d: 15.1 u^2; |z| < C/2 (1 + 2^-30) < 2^-14.52
+    2 artanh(z) = 2 (z + z z^2 (1/3 + z^2/5 + z^4/7)), cut off below 2^-119 of itself. The second term is below 2^-30.6 of the
+         first, off by 2^-79 of itself (in the bracket all but 1/3 is a binary64 number below 2^-31): with the sum 3.1 u^2
+    t C  = Fast2Sum(t C1, t C2) + t C3, |t| < 2^19: exact products; the sum of the low parts and t C3: 1.1 u^2
+    log1p = the sum of the two: 3 u^2. Both are >= 0, but that m may lie 2^-51 below T, a part in 2^37 of t C then.
+
+Together 3 + 3.5 + 15.1 + 3.1 + 3 = 27.7, below 28 u^2 < 2^-101.1, relative to log1p(s), for s >= 2^-110, where nothing underflows.
+Below that s itself is within 2^-111: so the bound holds for every s, subnormal or 0 too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
 from math import ldexp
@@ -85,13 +87,15 @@ Pair = tuple[Array, Array]
 
 EXP_BOUND = 2.0**-102.7
 """Relative error of exp."""
-LOG_BOUND = 2.0**-101
+LOG_BOUND = 2.0**-101.1
 """Relative error of log1p."""
 ROWS = 8192
 _PLACES = 13
 """log2 of ROWS."""
 _UNITS = 220
 """The table is made of integers in units of 2^-_UNITS."""
+_CHUNK = 4096
+"""Elements worked on at once: intermediate arrays that stay in the cache, and below what the allocator hands back each time."""
 _SPLITTER = 2.0**27 + 1
 _TINY = 2.0**-110
 
@@ -149,9 +153,11 @@ def _constants() -> tuple[float, float, float, float, float, float]:
     c2 = _short(step - c1, abs(step - c1).bit_length() - 28)
     c3 = step - c1 - c2
     c3_short = _short(c3, unit - 93)
-    return (
-        ldexp(step, -unit), ldexp(c1, -unit), ldexp(c2, -unit), ldexp(c3, -unit), ldexp(c3_short, -unit), ldexp(c3 - c3_short, -unit)
-    )  # fmt: skip
+
+    def real(value: int) -> float:
+        return ldexp(value, -unit)
+
+    return real(step), real(c1), real(c2), real(c3), real(c3_short), real(c3 - c3_short)
 
 
 def _short(value: int, places: int) -> int:
@@ -237,10 +243,27 @@ def div(ah: Array, al: Array, bh: Array, bl: Array) -> Pair:
 
 def exp(xh: Array, xl: Array) -> tuple[Array, Array, Array]:
     """exp(xh + xl) = (hi + lo) 2^k to EXP_BOUND, hi in (0.9999, 2.0001), for |xh| <= 1400, |xl| <= ulp(xh); k is int64."""
+    hi, lo, k = np.empty(xh.shape), np.empty(xh.shape), np.empty(xh.shape, np.int64)
+    _in_chunks(_exp, (xh, xl), (hi, lo, k))
+    return hi, lo, k
+
+
+def _in_chunks(kernel: Callable[[Array, Array], tuple[Array, ...]], pair: Pair, results: tuple[Array, ...]) -> None:
+    """Fill contiguous arrays with what a kernel makes of a pair, both taken as flat."""
+    high, low = (part.reshape(-1) for part in pair)
+    flat = [result.reshape(-1) for result in results]
+    for start in range(0, high.size, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        for result, found in zip(flat, kernel(high[part], low[part]), strict=True):
+            result[part] = found
+
+
+def _exp(xh: Array, xl: Array) -> tuple[Array, Array, Array]:
+    c = table()
     t, j, k = _steps(xh)
     a, b = _reduced(xh, t)
-    w, v = _powers(a, b, xl, t * table().c4)
-    return *_times_row(table().hi.take(j), table().lo.take(j), a, w, v), k
+    w, v = _powers(a, b, xl, t * c.c4)
+    return *_times_row(c.hi.take(j), c.lo.take(j), a, w, v), k
 
 
 def _steps(x: Array) -> tuple[Array, Array, Array]:
@@ -290,6 +313,12 @@ def _times_row(th: Array, tl: Array, a: Array, w: Array, v: Array) -> Pair:
 
 def log1p(sh: Array, sl: Array) -> Pair:
     """log(1 + sh + sl) to LOG_BOUND of itself, for a pair with 0 <= s < 2^61, subnormal too."""
+    hi, lo = np.empty(sh.shape), np.empty(sh.shape)
+    _in_chunks(_log1p, (sh, sl), (hi, lo))
+    return hi, lo
+
+
+def _log1p(sh: Array, sl: Array) -> Pair:
     t, row, m = _row_below(sh, sl)
     n = _difference(*m, *row)
     doubled = 2.0 * row[0], 2.0 * row[1]
@@ -310,11 +339,11 @@ def _row_below(sh: Array, sl: Array) -> tuple[Array, tuple[Array, Array, Array],
 
 
 def _difference(p: Array, q: Array, s: Array, th: Array, tl: Array, lowest: Array) -> Pair:
-    """p + q + s - (th + tl + lowest), normalised."""
+    """p + q + s - (th + tl + lowest), normalised; th next to p."""
     low, rest = two_sum(q, s)
     low, spill = two_sum(low, -tl)
     hi, lo = two_sum(p - th, low)
-    return fast_two_sum(hi, lo + ((rest + spill) - lowest))
+    return two_sum(hi, lo + ((rest + spill) - lowest))
 
 
 def _twice_artanh(zh: Array, zl: Array) -> Pair:

@@ -334,8 +334,9 @@ def within(op: str, logits: Array, extra: Array | None) -> Array:
         good[:] = False
     if extra is not None and extra.ndim == 2:
         size = np.abs(extra.astype(np.float64))
-        low, high = (2.0**-300, 2.0**300) if op == "softmax_vjp" else (2.0**-800, 2.0**20)
-        good &= ~(((size > high) | ((size < low) & (size > 0))).any(axis=1) | ~size.any(axis=1))
+        low, high = (2.0**-300, 2.0**100) if op == "softmax_vjp" else (2.0**-900, 2.0**20)
+        least = 0.0 if op == "softmax_vjp" else 2.0**-100
+        good &= ~(((size > high) | ((size < low) & (size > 0))).any(axis=1) | ~(size.max(axis=1) > least))
     return np.asarray(good)
 
 
@@ -400,7 +401,7 @@ class Block:
         self.maximum: Array = most[0] if len(most) == 1 else np.maximum.reduce(most)
         self.minimum: Array = least[0] if len(least) == 1 else np.minimum.reduce(least)
         self.masks = bool((self.minimum == -np.inf).any())
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             spread = self.maximum - self.minimum
             self.wide = not bool((spread <= SPAN).all())
             self.deep = not bool((spread <= SPAN / 2).all())
@@ -752,16 +753,23 @@ class Block:
             hi, lo = self._products(g, *self.exponentials(start, stop, False))
             sums.append(tree(hi, lo, self.axis))
             sizes += np.abs(hi).sum(axis=self.axis, keepdims=True)
-        mean, spill = dd.div(*chained(sums), *self.sum)
-        doubt = 1.01 * (self.bound + (2.0**-53 if self.tier is T0 else 2.0**-98)) * sizes / self.sum[0]
+        half = 2.0 ** (self.up // 2)  # a mean of tiny numbers must not underflow
+        total_hi, total_lo = self.sum
+        mean, spill = dd.div(*chained(sums), total_hi / half, total_lo / half)
+        relative = 1.01 * (self.bound + (2.0**-53 if self.tier is T0 else 2.0**-98))
+        doubt = relative * half * (sizes / self.sum[0])
         divisor = self._divisor()
         for start, stop in self.chunks:
             p, low = self.quotient(self.exponentials(start, stop, False), divisor)
             g = self.load(self.extra, start, stop, "y")
+            if self.up:
+                for values, scale in ((g, half), (p, 1 / half), *([] if low is None else [(low, 1 / half)])):
+                    np.multiply(values, scale, values)
             gap, rest = dd.two_sum(g, np.broadcast_to(-mean, g.shape))
             gap, rest = dd.fast_two_sum(gap, rest - spill)
             hi, lo = dd.mul(p, np.zeros_like(p) if low is None else low, gap, rest)
-            yield Part(start, stop, hi, lo, p * (np.abs(gap) * (self.bound + 2.0**-98) + doubt) + TINY, self.masked(start, stop))
+            radius = p * (np.abs(gap) * (self.bound + 2.0**-98) + doubt) + (np.abs(gap) * 2.0**-1070 + TINY)
+            yield Part(start, stop, hi, lo, radius, self.masked(start, stop))
 
 
 _PARTS = {
