@@ -1,6 +1,7 @@
-"""What is fast and how fast, as Markdown: requests a second, the truth beside a plain mpmath loop, memory of the idle service.
+"""What is fast and how fast, as Markdown: requests a second, memory of the idle service, the truth beside mpmath and scipy.
 
     python benchmarks/run.py
+    python benchmarks/run.py --only truth
 
 Every figure stands beside its baseline, measured in turn with it, round by round, on the same machine. The service runs as
 `softgauge serve` with two workers; all clients are coroutines of one other process.
@@ -8,6 +9,7 @@ Every figure stands beside its baseline, measured in turn with it, round by roun
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import http.client
@@ -233,14 +235,42 @@ def machine() -> str:
     return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores; {versions}; {load_before}.\n"
 
 
+def reached() -> Iterator[str]:
+    """The tables of truth.py, which is imported here so that the clients' process need not load scipy."""
+    import truth
+
+    yield from truth.tables()
+
+
+Served = Callable[[int, int, Executor], Iterator[str]]
+
+SERVED: dict[str, Served] = {
+    "memory": lambda parent, _port, _clients: memory(parent),
+    "evaluate": lambda _parent, port, clients: evaluates(port, clients),
+    "live": lambda _parent, port, clients: liveness(port, clients),
+}
+ALONE: dict[str, Callable[[], Iterator[str]]] = {"mpmath": truths, "truth": reached}
+
+
 def main() -> None:
-    """Print every table."""
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description="What is fast and how fast, as Markdown.")
+    parser.add_argument("--only", choices=[*SERVED, *ALONE], help="one part alone")
+    only = parser.parse_args().only
     print(machine(), flush=True)
+    for line in itertools.chain(_served(only), *(part() for name, part in ALONE.items() if only in (None, name))):
+        print(line, flush=True)
+
+
+def _served(only: str | None) -> Iterator[str]:
+    """The parts that ask a service, which is started for them."""
+    parts = [part for name, part in SERVED.items() if only in (None, name)]
+    if not parts:
+        return
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as clients, service() as (parent, port):
         clients.submit(time.sleep, 1.0).result()
-        for part in (memory(parent), evaluates(port, clients), liveness(port, clients)):
-            print("\n".join(part), flush=True)
-    print("\n".join(truths()), flush=True)
+        for part in parts:
+            yield from part(parent, port, clients)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: `softgauge serve`, and `softgauge evaluate`, which needs no server.
+"""The command line: `softgauge serve`, and `softgauge evaluate` and `softgauge measure`, which need no server.
 
 Exit status: 0 done; 1 a status that --fail-on names; 2 what was asked cannot be done as written; 3 an internal failure.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 import re
 import socket
@@ -17,6 +18,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -34,10 +36,14 @@ import engine
 from service import tensors
 from service.errors import quoted
 from service.settings import Limits, Settings, SettingsError
+from service.split import Map, SplitError, split
 
-LARGEST_FILE = 256 * 2**20  # bytes, also of one member of an .npz when unpacked
+LARGEST_FILE = 256 * 2**20  # bytes that are read, also of one member of an .npz when unpacked; a mapped file may be larger
 LARGEST_RATIO = 100  # of the bytes of a member of an .npz, unpacked to packed
-LIMITS = replace(Limits(), max_elements=10_000_000)  # of one tensor and of one output
+LARGEST_STORED = 2**31  # elements of a tensor in a file
+LIMITS = replace(Limits(), max_elements=10_000_000)  # of a tensor that is made here, and of an output larger than its logits
+LARGE = 20_000_000  # logits from which on it pays to start a process for each core
+BLOCK = 2**20  # logits looked at together
 PLAIN_WIDTH = 120  # characters, where the output is no terminal
 STYLES = {"accurate": "green", "inaccurate": "yellow", "unstable": "red"}
 _SPELLED = {"nan": "NaN", "inf": "Infinity", "infinity": "Infinity"}
@@ -48,6 +54,12 @@ class Refused(click.ClickException):
     """What was asked cannot be done; the message names the value, the rule and the way out."""
 
     exit_code = 2
+
+
+class Failed(click.ClickException):
+    """What was asked could not be finished, through no fault of its own."""
+
+    exit_code = 3
 
 
 class Commands(click.Group):
@@ -106,43 +118,63 @@ def _check_address(host: str, port: int) -> None:
 
 # ---- softgauge evaluate ----------------------------------------------------------------------------------------------
 
+Command = Callable[..., Any]
+
+_LOGITS = "Rows such as '1000,1001;0,-inf', or a .npy, .npz, .safetensors or .json file."
+_KEY = "Which tensor of an .npz or .safetensors file.  [default: the only one, else logits]"
 _TARGETS = "Class indices separated by commas, one for each row of logits; or distributions, written like the logits."
+_WORST = "How many of the worst elements to name for each outcome.  [default: 1; 8 with --json]"
+_PROCESSES = f"Processes that compute, each a part of the rows.  [default: 1; from {LARGE:,} logits on, one for each core]"
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, for the commands that share them."""
+    return lambda command: reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
+_op = click.option("--op", required=True, help="softmax, logsumexp, cross_entropy, ...")
+_key = click.option("--key", metavar="NAME", help=_KEY)
+_companions = _options(
+    click.option("--targets", metavar="ROWS|FILE", help=_TARGETS),
+    click.option("--targets-key", metavar="NAME", help="As --key, for --targets."),
+    click.option("--grad-output", metavar="ROWS|FILE", help="For softmax_vjp: like the logits."),
+    click.option("--grad-output-key", metavar="NAME", help="As --key, for --grad-output."),
+)
+_shown = _options(
+    click.option("--worst", type=click.IntRange(0, LIMITS.max_worst), help=_WORST),
+    click.option("--processes", type=click.IntRange(1, 1024), help=_PROCESSES),
+)
 
 
 @main.command()
-@click.option("--op", required=True, help="softmax, logsumexp, cross_entropy, ...")
-@click.option("--logits", metavar="ROWS|FILE", help="Rows such as '1000,1001;0,-inf', or a .npy, .npz, .safetensors or .json file.")
-@click.option("--key", metavar="NAME", help="Which tensor of an .npz or .safetensors file.  [default: the only one, else logits]")
+@_op
+@click.option("--logits", metavar="ROWS|FILE", help=_LOGITS)
+@_key
 @click.option("--family", metavar="NAME", help="Generate the logits instead: gaussian, ramp, masked, ...")
 @click.option("--rows", type=int, help="Rows of a family.  [default: 1]")
 @click.option("--n", type=int, help="Logits per row of a family.  [default: 10]")
 @click.option("--seed", type=int, help="Seed of a family.  [default: 0]")
 @click.option("--param", "params", metavar="NAME=VALUE", multiple=True, help="A parameter of the family (repeatable).")
-@click.option("--targets", metavar="ROWS|FILE", help=_TARGETS)
-@click.option("--targets-key", metavar="NAME", help="As --key, for --targets.")
-@click.option("--grad-output", metavar="ROWS|FILE", help="For softmax_vjp: like the logits.")
-@click.option("--grad-output-key", metavar="NAME", help="As --key, for --grad-output.")
+@_companions
 @click.option("--format", "formats", multiple=True, help="Repeatable.  [default: float16, float32, float64]")
 @click.option("--variant", "variants", multiple=True, help="Repeatable.  [default: all of the op]")
 @click.option("--summation", default="numpy", show_default=True, help="How the variants add.")
 @click.option("--include", multiple=True, type=click.Choice(["values", "truth", "ranks"]), help="Show these too (repeatable).")
-@click.option(
-    "--worst",
-    type=click.IntRange(0, LIMITS.max_worst),
-    help="How many of the worst elements to name for each outcome.  [default: 1; 8 with --json]",
-)
+@_shown
 @click.option("--json", "as_json", is_flag=True, help="Write the answer of POST /v1/evaluate instead of a table.")
 @click.option("--fail-on", type=click.Choice(["unstable", "inaccurate"]), help="Exit with 1 at this status or a worse one.")
-def evaluate(as_json: bool, fail_on: str | None, **asked: Any) -> None:
+def evaluate(
+    as_json: bool, fail_on: str | None, worst: int | None, processes: int | None, formats: Sequence[str], **asked: Any
+) -> None:
     """Run the built-in variants of an op and measure them against the certified truth. No server is needed."""
-    try:
-        options = {name: asked.pop(name) for name in ("formats", "variants", "summation", "include", "worst")}
+    options = {name: asked.pop(name) for name in ("summation", "include")}
+    options |= {"variants": asked.pop("variants") or None, **({"formats": formats} if formats else {})}
+    with _failures():
         problem = _problem(**asked)
-        evaluation = _evaluation(problem, **options, worst_unasked=8 if as_json else 1)
-    except engine.EngineError as error:
-        raise Refused(str(error)) from None
+        with _split(problem, processes) as run, _progress() as progress:
+            evaluation = engine.evaluate(problem, **options, worst=_count(worst, as_json), progress=progress, map=run)
     if as_json:
-        click.echo(json.dumps(engine.encode(evaluation), allow_nan=False))
+        _write_json(evaluation)
     else:
         click.echo(_report(problem, evaluation), nl=False)
     failing = {"unstable": {"unstable"}, "inaccurate": {"unstable", "inaccurate"}}.get(fail_on or "", set())
@@ -150,15 +182,72 @@ def evaluate(as_json: bool, fail_on: str | None, **asked: Any) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _evaluation(
-    problem: engine.Problem, formats: Sequence[str], variants: Sequence[str], worst: int | None, worst_unasked: int, **options: Any
-) -> engine.Evaluation:
-    """What was asked for, computed in this process."""
-    if formats:
-        options["formats"] = formats
-    with _progress() as progress:
-        named = worst_unasked if worst is None else worst
-        return engine.evaluate(problem, variants=variants or None, worst=named, progress=progress, **options)
+# ---- softgauge measure -----------------------------------------------------------------------------------------------
+
+
+@main.command()
+@_op
+@click.option("--logits", metavar="ROWS|FILE", required=True, help=_LOGITS)
+@_key
+@click.option("--output", metavar="ROWS|FILE", required=True, help="What was computed from the logits, written like them.")
+@click.option("--output-key", metavar="NAME", help="As --key, for --output.")
+@_companions
+@click.option("--ranks", is_flag=True, help="Count the rank inversions too.")
+@_shown
+@click.option("--json", "as_json", is_flag=True, help="Write every figure as JSON instead of a table.")
+def measure(
+    as_json: bool, worst: int | None, processes: int | None, ranks: bool, output: str, output_key: str | None, **asked: Any
+) -> None:
+    """Measure an output made elsewhere against the certified truth, in the format it is stored in. No server is needed."""
+    with _failures():
+        problem = _problem(**asked)
+        found = _output(problem, output, output_key)
+        with _split(problem, processes) as run, _progress():
+            include = ("ranks",) if ranks else ()
+            measured = engine.measure(problem, found, include=include, worst=_count(worst, as_json), map=run)
+    if as_json:
+        _write_json(measured)
+    else:
+        click.echo(_report_measured(problem, found, measured), nl=False)
+
+
+def _output(problem: engine.Problem, given: str, key: str | None) -> tensors.Array:
+    """The output to measure; one number for one row need not be a list."""
+    found = _tensor("output", given, key, lambda value: tensors.read(value, "--output", LIMITS))
+    return found.reshape(()) if found.size == 1 and engine.output_shape(problem) == () else found
+
+
+# ---- how it is computed ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What the engine refuses is status 2; what a process that died leaves undone is 3, as is a Disagreement."""
+    try:
+        yield
+    except engine.Disagreement:
+        raise
+    except engine.EngineError as error:
+        raise Refused(str(error)) from None
+    except SplitError as error:
+        raise Failed(str(error)) from None
+
+
+@contextmanager
+def _split(problem: engine.Problem, processes: int | None) -> Iterator[Map]:
+    """The map over so many processes; without a word one for each core where the logits are many."""
+    cores = len(os.sched_getaffinity(0)) if problem.logits.size >= LARGE else 1
+    with split(cores if processes is None else processes) as run:
+        yield run
+
+
+def _count(worst: int | None, as_json: bool) -> int:
+    """How many of the worst elements to name."""
+    return (8 if as_json else 1) if worst is None else worst
+
+
+def _write_json(answer: object) -> None:
+    click.echo(json.dumps(engine.encode(answer), allow_nan=False))
 
 
 @contextmanager
@@ -241,7 +330,7 @@ def _parameter(text: str) -> tuple[str, float | str]:
 def _check_output(problem: engine.Problem) -> None:
     """Refuse an output that would not fit in memory (a Jacobian has n numbers for each logit)."""
     size = math.prod(engine.output_shape(problem))
-    if size > LIMITS.max_elements:
+    if size > max(LIMITS.max_elements, problem.logits.size):
         rule = f"would have {size} elements, above {LIMITS.max_elements}; ask for fewer rows or logits"
         raise Refused(f"the output of {problem.op} {rule}")
 
@@ -257,10 +346,10 @@ def _tensor(name: str, given: str, key: str | None, read: Callable[[object], ten
     suffix = Path(given).suffix.lower()
     try:
         if suffix in _FILES:
-            return _stored(_FILES[suffix](_readable(given), key, name), name)
+            return _stored(_FILES[suffix](_file(given), key, name), name)
         if key is not None:
             raise ValueError("a key chooses a tensor of an .npz or .safetensors file")
-        return read(_document(_readable(given)) if suffix == ".json" else _rows(given))
+        return read(_document(_file(given)) if suffix == ".json" else _rows(given))
     except tensors.BadTensor as error:
         place, detail = error.findings[0]
         raise Refused(f"{place}: {detail}") from None
@@ -297,32 +386,47 @@ def _item(text: str) -> float | int | str:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _readable(given: str) -> Path:
-    """The path of a regular file of bounded size."""
+def _file(given: str) -> Path:
+    """The path of a regular file."""
     path = Path(given)
-    size = path.stat().st_size
+    path.stat()  # says why, where there is none
     if not path.is_file():
         raise ValueError("not a file")
-    if size > LARGEST_FILE:
+    return path
+
+
+def _read(path: Path) -> bytes:
+    """All bytes of a file of bounded size."""
+    return _bounded(path).read_bytes()
+
+
+def _bounded(path: Path) -> Path:
+    if (size := path.stat().st_size) > LARGEST_FILE:
         raise ValueError(f"{size} bytes; a file has at most {LARGEST_FILE}")
     return path
 
 
 def _document(path: Path) -> object:
     try:
-        return json.loads(path.read_bytes().decode())
+        return json.loads(_read(path).decode())
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
 
 
 def _npy(path: Path, key: str | None, _name: str) -> tensors.Array:
+    """The array in a file, which is mapped, not read: what is never touched costs nothing."""
     if key is not None:
         raise ValueError("an .npy file holds one tensor and takes no key")
-    return _from_npy(path.read_bytes())
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):  # an empty file, or one on a file system that maps none
+        return _from_npy(raw := _read(path), BytesIO(raw))
+    return _from_npy(mapped, mapped)
 
 
 def _npz(path: Path, key: str | None, name: str) -> tensors.Array:
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(_bounded(path)) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist() if info.filename.endswith(".npy")}
         member = members[_choose(list(members), key, name)]
         if member.file_size > LARGEST_FILE:
@@ -331,11 +435,12 @@ def _npz(path: Path, key: str | None, name: str) -> tensors.Array:
             packed = f"{member.filename} unpacks to more than {LARGEST_RATIO} times its {member.compress_size} bytes"
             raise ValueError(f"{packed}; save it with numpy.savez, uncompressed")
         with archive.open(member) as stream:
-            return _from_npy(stream.read(member.file_size + 1))
+            raw = stream.read(member.file_size + 1)
+        return _from_npy(raw, BytesIO(raw))
 
 
 def _safetensors(path: Path, key: str | None, name: str) -> tensors.Array:
-    with safetensors.safe_open(path, "numpy") as archive:
+    with safetensors.safe_open(_bounded(path), "numpy") as archive:
         chosen = _choose(list(archive.keys()), key, name)
         dtype = archive.get_slice(chosen).get_dtype()
         if dtype not in _DTYPES:
@@ -352,9 +457,11 @@ def _choose(names: Sequence[str], key: str | None, default: str) -> str:
     return wanted
 
 
-def _from_npy(raw: bytes) -> tensors.Array:
-    """The array of an .npy file's bytes, by its header alone: nothing is unpickled, nothing allocated on the header's word."""
-    stream = BytesIO(raw)
+def _from_npy(raw: bytes | mmap.mmap, stream: BytesIO | mmap.mmap) -> tensors.Array:
+    """The array in an .npy file's bytes, by its header alone: nothing is unpickled, nothing allocated on the header's word.
+
+    stream: the same bytes from their beginning. Nothing is copied unless the bytes are in another order or out of line.
+    """
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f".npy version {version[0]}.{version[1]}; known: 1.0, 2.0")
@@ -368,19 +475,19 @@ def _from_npy(raw: bytes) -> tensors.Array:
         raise ValueError(f"shape {list(shape)[:8]}; every extent is at least 1")
     if math.prod(shape) * dtype.itemsize != len(raw) - stream.tell():
         raise ValueError(f"the file has {len(raw) - stream.tell()} bytes of data, which is not shape {list(shape)[:8]} of {dtype}")
-    flat = np.frombuffer(raw, dtype=dtype, offset=stream.tell()).astype(dtype.newbyteorder("="))
+    flat = np.require(np.frombuffer(raw, dtype=dtype, offset=stream.tell()), dtype.newbyteorder("="), "A")
     return flat.reshape(shape, order="F" if fortran else "C")
 
 
 def _stored(array: tensors.Array, name: str) -> tensors.Array:
     """A tensor from a file, of a dtype and size that the engine takes."""
-    if array.size > LIMITS.max_elements:
-        raise ValueError(f"{array.size} elements; a tensor has at most {LIMITS.max_elements}")
+    if array.size > LARGEST_STORED:
+        raise ValueError(f"{array.size} elements; a tensor has at most {LARGEST_STORED}")
     if array.dtype.kind not in "iu":
         return array
     if name != "targets" or array.dtype == np.uint64:
         raise ValueError(
-            f"dtype {array.dtype}; {name} are float16, bfloat16, float32 or float64{', or class indices' * (name == 'targets')}"
+            f"dtype {array.dtype}; known for {name}: float16, bfloat16, float32, float64{', class indices' * (name == 'targets')}"
         )
     return array.astype(np.int64)
 
@@ -400,23 +507,50 @@ class _Unit:
     total: int
 
 
+@dataclass(frozen=True)
+class _Row:
+    """What the tables show of one output. who: the variant and its format; status: none where nothing judges."""
+
+    who: tuple[str, str]
+    status: str | None
+    found: engine.Outcome | engine.Measured
+
+
 def _report(problem: engine.Problem, evaluation: engine.Evaluation) -> str:
     """The readable answer: outcomes, what broke, the worst elements, the rule."""
+    outcomes = evaluation.outcomes
+    unit = _unit(problem)
+    head = f"{evaluation.op}: {evaluation.rows} x {evaluation.n} logits, {outcomes[0].summation} summation"
+    rows = [_Row((o.variant, o.format), o.status, o) for o in outcomes]
+    rules = [*_rules(outcomes), *_without_truth(problem), *_became_infinite(problem, outcomes)]
+    return _printed(head, "variant", rows, unit, list(_notes(outcomes, unit)), rules)
+
+
+def _report_measured(problem: engine.Problem, output: tensors.Array, measured: engine.Measured) -> str:
+    """The readable answer about an output made elsewhere: the same tables, and no status."""
+    unit = _unit(problem)
+    n = problem.logits.shape[-1]
+    head = f"{problem.op}: {problem.logits.size // n} x {n} {problem.logits.dtype} logits"
+    row = _Row(("output", str(output.dtype)), None, measured)
+    said = [*_broken(measured, unit), *_inversions(measured)]
+    notes = [f"output, {output.dtype}: {'; '.join(said)}"] if said else []
+    return _printed(head, "", [row], unit, notes, [f"\n{line}" for line in _without_truth(problem)])
+
+
+def _printed(head: str, who: str, rows: Sequence[_Row], unit: _Unit, notes: Sequence[str], rules: Sequence[str]) -> str:
+    """Both tables, with what is said before, between and after them."""
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console = Console(markup=False, highlight=False, emoji=False, width=PLAIN_WIDTH)
-    outcomes = evaluation.outcomes
-    unit = _unit(problem)
-    notes = list(_notes(outcomes, unit))
     with console.capture() as captured:
-        console.print(f"{evaluation.op}: {evaluation.rows} x {evaluation.n} logits, {outcomes[0].summation} summation\n")
-        console.print(_outcome_table(outcomes, unit))
+        console.print(f"{head}\n")
+        console.print(_outcome_table(who, rows, unit))
         for line in ["", *notes] if notes else []:
             console.print(line, soft_wrap=True)
-        if any(outcome.worst for outcome in outcomes):
+        if any(row.found.worst for row in rows):
             console.print()
-            console.print(_worst_table(outcomes))
-        for line in [*_rules(outcomes), *_without_truth(problem, outcomes)]:
+            console.print(_worst_table(rows))
+        for line in rules:
             console.print(line, soft_wrap=True)
     return captured.get()
 
@@ -428,25 +562,25 @@ def _unit(problem: engine.Problem) -> _Unit:
     return _Unit(noun + "s" * (total > 1), total)
 
 
-def _outcome_table(outcomes: Sequence[engine.Outcome], unit: _Unit) -> Table:
+def _outcome_table(who: str, rows: Sequence[_Row], unit: _Unit) -> Table:
     counts = [f"{noun}\nof {unit.total} {unit.noun}" for noun in ("NaN", "overflowed", "underflowed")]
-    headings = ("variant", "format", "status", "max ULP", "mean ULP", "max rel", *counts)
-    table = _table(headings, left=3)
-    for o in outcomes:
-        m = o.metrics
+    status = ["status"] if rows[0].status else []
+    table = _table((who, "format", *status, "max ULP", "mean ULP", "max rel", *counts), left=2 + len(status))
+    for row in rows:
+        m = row.found.metrics
+        judged = [Text(row.status, STYLES[row.status])] if row.status else []
         figures = (_figure(m.max_ulp), _figure(m.mean_ulp), _figure(m.max_rel))
-        counted = (str(m.nan_count), str(m.overflow_count), str(m.underflow_count))
-        table.add_row(o.variant, o.format, Text(o.status, STYLES[o.status]), *figures, *counted)
+        table.add_row(*row.who, *judged, *figures, str(m.nan_count), str(m.overflow_count), str(m.underflow_count))
     return table
 
 
-def _worst_table(outcomes: Sequence[engine.Outcome]) -> Table:
+def _worst_table(rows: Sequence[_Row]) -> Table:
     table = _table(("worst of", "", "index", "logit", "got", "truth", "ULP", "rel"), left=3)
-    for o in outcomes:
-        for w in o.worst:
+    for row in rows:
+        for w in row.found.worst:
             place = ",".join(map(str, w.index)) or "-"
             got = (_figure(w.logit, 17), _figure(w.got, 17), w.expected)
-            table.add_row(o.variant, o.format, place, *got, _figure(w.ulp), _figure(w.rel))
+            table.add_row(*row.who, place, *got, _figure(w.ulp), _figure(w.rel))
     return table
 
 
@@ -469,16 +603,26 @@ def _figure(value: float | None, digits: int = 4) -> str:
 def _notes(outcomes: Sequence[engine.Outcome], unit: _Unit) -> Iterator[str]:
     """A line for each outcome in which something broke, and those for what was asked with --include."""
     for o in outcomes:
-        m, name = o.metrics, f"{o.variant}, {o.format}"
-        broken = ((m.nan_unexpected, "became NaN"), (m.overflow_count, "overflowed"), (m.false_zero_count, "vanished"))
-        said = [f"{count} of {unit.total} {unit.noun} {what}" for count, what in broken if count]
+        name = f"{o.variant}, {o.format}"
+        said = _broken(o, unit)
         if said or o.faults:
             yield f"{name}: " + "; ".join([*said, *_why(o)])
-        if m.rank_inversions is not None:
-            yield f"{name}: {m.rank_inversions} rank inversions"
+        for line in _inversions(o):
+            yield f"{name}: {line}"
         for kind, array in (("values", o.values), ("truth", o.truth)):
             if array is not None:
                 yield f"{name}, {kind}: {_elements(array)}"
+
+
+def _broken(found: engine.Outcome | engine.Measured, unit: _Unit) -> list[str]:
+    m = found.metrics
+    broken = ((m.nan_unexpected, "became NaN"), (m.overflow_count, "overflowed"), (m.false_zero_count, "vanished"))
+    return [f"{count} of {unit.total} {unit.noun} {what}" for count, what in broken if count]
+
+
+def _inversions(found: engine.Outcome | engine.Measured) -> list[str]:
+    inversions = found.metrics.rank_inversions
+    return [] if inversions is None else [f"{inversions} rank inversions"]
 
 
 def _why(outcome: engine.Outcome) -> Iterator[str]:
@@ -503,26 +647,45 @@ def _rules(outcomes: Sequence[engine.Outcome]) -> Iterator[str]:
             yield f"{name}: rounding changed {changed}, by at most {o.input_rounding.max_abs:.3g}"
 
 
-def _without_truth(problem: engine.Problem, outcomes: Sequence[engine.Outcome]) -> Iterator[str]:
+def _without_truth(problem: engine.Problem) -> Iterator[str]:
     """What gates must not overlook: rows whose truth is no number, where an output that is none either is accurate."""
-    given = problem.logits.astype(np.float64)
-    truth = "NaN or infinite" if problem.op == "logsumexp" else "NaN"
-    if rows := int(_special(given).sum()):
+    if rows := sum(int(_special(block).sum()) for block in _blocks(problem.logits)):
         has = "has" if rows == 1 else "have"
+        truth = _special_truth(problem)
         yield f"{_counted(rows, 'row')} {has} a NaN or +inf logit, or only -inf: the truth there is {truth}, as the output must be"
-    for name in dict.fromkeys(o.format for o in outcomes):
-        rounded = engine.round_array(problem.logits, engine.FORMATS[name]).astype(np.float64)
-        if became := int((np.isfinite(given) & np.isinf(rounded)).sum()):
-            rows = int((_special(rounded) & ~_special(given)).sum())
-            whose = "its row" if became == rows == 1 else _counted(rows, "row")
-            lost = f"; the truth of {whose} is {truth}" if rows else " (-inf, probability 0)"
-            yield f"{name}: {_counted(became, 'finite logit')} became infinite{lost}"
+
+
+def _became_infinite(problem: engine.Problem, outcomes: Sequence[engine.Outcome]) -> Iterator[str]:
+    """The same for rows that lost their truth when the logits were rounded to a format."""
+    for name in dict.fromkeys(o.format for o in outcomes if math.isinf(o.input_rounding.max_abs)):
+        became = rows = 0
+        for given in _blocks(problem.logits):
+            rounded = engine.round_array(given, engine.FORMATS[name]).astype(np.float64)
+            became += int((np.isfinite(given) & np.isinf(rounded)).sum())
+            rows += int((_special(rounded) & ~_special(given)).sum())
+        whose = "its row" if became == rows == 1 else _counted(rows, "row")
+        lost = f"; the truth of {whose} is {_special_truth(problem)}" if rows else " (-inf, probability 0)"
+        yield f"{name}: {_counted(became, 'finite logit')} became infinite{lost}"
+
+
+def _blocks(logits: tensors.Array) -> Iterator[tensors.Array]:
+    """The rows as float64, some at a time: a large tensor is never copied whole."""
+    rows = logits.reshape(-1, logits.shape[-1])
+    step = max(1, BLOCK // rows.shape[1])
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step].astype(np.float64)
 
 
 def _special(logits: tensors.Array) -> tensors.Array:
     """Which rows have a NaN or +inf, or nothing but -inf."""
+    if np.isfinite(logits).all():
+        return np.zeros(len(logits), bool)
     rows: tensors.Array = (np.isnan(logits) | (logits == np.inf)).any(axis=-1) | (logits == -np.inf).all(axis=-1)
     return rows
+
+
+def _special_truth(problem: engine.Problem) -> str:
+    return "NaN or infinite" if problem.op == "logsumexp" else "NaN"
 
 
 def _counted(count: int, noun: str) -> str:

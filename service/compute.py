@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -21,16 +20,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import engine
 from service.errors import Problem, from_fields
 from service.settings import Limits, Settings
+from service.split import ONE_THREAD, die_with_parent
 from service.tasks import TASKS, warm
 
 LOG = logging.getLogger("softgauge.compute")
 
 _LENGTHS = struct.Struct("<II")
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LONGEST_BACKOFF = 10.0  # seconds between starts of a child that does not come up
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _MEMORY = "the computation needs more memory than one process may have; ask for fewer elements, formats or variants"
 _ROOT = str(Path(__file__).resolve().parent.parent)
 
@@ -74,7 +73,7 @@ class Child:
             *settings.worker_command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, **_ONE_THREAD, "PYTHONPATH": path},
+            env={**os.environ, **ONE_THREAD, "PYTHONPATH": path},
         )
         child = cls(process, settings.limits)
         try:
@@ -166,6 +165,10 @@ class Child:
 
 def _died() -> Problem:
     return Problem("process-died", "the process that computed this request died; no other request is affected")
+
+
+def _failed() -> Problem:
+    return Problem("internal", "the computation failed; the log says how")
 
 
 class Pool:
@@ -284,9 +287,7 @@ def _read_frame(pipe: BinaryIO) -> Frame | None:
 
 def _confine(parent: int, memory: int) -> None:
     """Die with the parent, stay below the memory limit, leave the processor to the event loop first."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was gone before the line above
-        sys.exit(1)
+    die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent, which lets requests finish
     os.nice(10)
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -323,9 +324,13 @@ def _answer(task: str, body: bytes, limits: Limits, requests: BinaryIO, write: W
     except MemoryError:
         write({"frame": "problem", "last": True, **Problem("too-much-memory", _MEMORY).fields()})
         return False
+    except engine.Disagreement as error:
+        LOG.error("two tiers disagree about the truth: %s", error)
+        write({"frame": "problem", "last": True, **_failed().fields()})
+        return False
     except Exception:
         LOG.exception("a computation failed")
-        write({"frame": "problem", "last": True, **Problem("internal", "the computation failed; the log says how").fields()})
+        write({"frame": "problem", "last": True, **_failed().fields()})
         return False
     else:
         write({"frame": "answer"}, answer)

@@ -34,7 +34,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "not-ready": (503, "Not ready"),
 }
 
-# The only place where engine errors meet HTTP. Children before their base.
+# The only place where engine errors meet HTTP. Children before their base. A Disagreement is missing: no request causes it.
 ENGINE_KINDS: tuple[tuple[type[engine.EngineError], str], ...] = (
     (engine.UnknownName, "unknown-name"),
     (engine.InvalidProblem, "invalid"),
@@ -100,9 +100,12 @@ def engine_errors(unknown: str, invalid: str | None = None) -> Iterator[None]:
 
     unknown: the field whose names are looked up inside. invalid: the field that is judged inside; None: the targets or
     grad_output, whichever the error names (the doors refuse logits of a wrong shape, and Limits what exceeds the engine's).
+    A Disagreement passes: where it is caught, it ends the process.
     """
     try:
         yield
+    except engine.Disagreement:
+        raise
     except engine.UnknownName as error:
         raise from_engine(error, unknown) from None
     except engine.InvalidProblem as error:

@@ -20,7 +20,7 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """Every bound on a request. All are settings, and all are in the answer of /v1/ops. None may be zero or less."""
+    """Every bound on a request. All are settings, and all are in the answer of /v1/ops. Only audit_logits may be zero."""
 
     max_body_bytes: int = 4 * 2**20  # JSON body
     body_seconds: float = 30.0  # until the body must be complete
@@ -34,6 +34,7 @@ class Limits:
     max_errors: int = 20  # entries in the errors of a problem document
     max_string: int = 64  # characters of a numeric string
     max_outcomes: int = 200  # formats times variants
+    audit_logits: int = 4096  # of each outcome, whose truth is computed exactly once more; 0: none
     light_seconds: float = 1.0  # a request estimated to take no longer is light: it finds a process that no other takes
     estimate_seconds: float = 20.0  # a request estimated to take longer is refused
     deadline_seconds: float = 10.0  # the deadline is this, or
@@ -94,6 +95,13 @@ def _positive_int(text: str) -> int:
     return value
 
 
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError("must be at least 0")
+    return value
+
+
 def _positive_float(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
@@ -134,6 +142,7 @@ _READERS: dict[type, Callable[[str], Any]] = {bool: _boolean, int: _positive_int
 _SPECIAL: dict[str, Callable[[str], Any]] = {
     "port": _port,
     "allowed_hosts": _names,
+    "audit_logits": _natural,
     "max_rank": _up_to(4),
     "max_worst": _up_to(32),
     "max_digits": _up_to(4000),

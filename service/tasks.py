@@ -41,7 +41,7 @@ def evaluate(body: bytes, limits: Limits, announce: Announce) -> bytes:
         seconds = engine.estimate(problem, **options)
     _admit(seconds, limits, announce, _NO_SERVER)
     with engine_errors("/summation"):
-        answer = engine.evaluate(problem, **options, summation=request.summation, worst=request.worst)
+        answer = engine.evaluate(problem, **options, summation=request.summation, worst=request.worst, audit=limits.audit_logits)
     return _written(engine.encode(answer))
 
 

@@ -5,9 +5,15 @@ import signal
 import sys
 import time
 
+import engine
 from service import compute
 
 REAL = dict(compute.TASKS)
+SLOW = {b'"slow"': (0.7, 0.7), b'"slower"': (0.9, 4.0)}  # seconds: estimated, and in truth
+RAISED = {
+    b'"raise"': ZeroDivisionError("a secret of the engine"),
+    b'"disagree"': engine.Disagreement("softmax, float32, logits 0x1.8p+1: a secret of the engine"),
+}
 
 
 def _evaluate(body, limits, announce):
@@ -19,14 +25,11 @@ def _evaluate(body, limits, announce):
         announce(0.001)
         print("hanging now", file=sys.stderr, flush=True)  # noqa: T201 - how a test knows that it has begun
         time.sleep(1000)
-    if b'"slow"' in body:
-        announce(0.7)
-        time.sleep(0.7)
-        return b'{"slow": true}'
-    if b'"slower"' in body:
-        announce(0.9)
-        time.sleep(4)
-        return b'{"slow": true}'
+    for how, (told, taken) in SLOW.items():
+        if how in body:
+            announce(told)
+            time.sleep(taken)
+            return b'{"slow": true}'
     if b'"heavy"' in body:
         announce(2.0)
         print("heavy now", file=sys.stderr, flush=True)  # noqa: T201 - as above
@@ -41,8 +44,8 @@ def _evaluate(body, limits, announce):
     if b'"hog"' in body:
         announce(0.001)
         return b"x" * 2**40
-    if b'"raise"' in body:
-        raise ZeroDivisionError("a secret of the engine")
+    if wrong := [error for how, error in RAISED.items() if how in body]:
+        raise wrong[0]
     if b'"print"' in body:
         print("noise", flush=True)  # noqa: T201 - the point of the test
         os.write(1, b"more noise")

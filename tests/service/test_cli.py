@@ -1,13 +1,17 @@
 """The command line: what it computes, what it reads, what it refuses, and with which status it ends."""
 
+import contextlib
 import io
 import json
+import mmap
+import os
 import socket
 import struct
 import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -19,6 +23,7 @@ from safetensors.numpy import save_file
 import engine
 import service.app
 from service import cli
+from service.split import SplitError
 
 ROOT = Path(__file__).parent.parent.parent
 REAL = ROOT.parent / "shared/data/bhh-mnist/logits.npy"
@@ -187,6 +192,22 @@ def test_a_failure_of_ours_is_status_3(monkeypatch):
     assert "an internal failure" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("error", "saying"),
+    [(engine.Disagreement("softmax of 0x1p0"), "softmax of 0x1p0"), (SplitError("a process died"), "Error: a process died")],
+)
+def test_what_the_request_is_not_to_blame_for_is_status_3(monkeypatch, error, saying):
+    def failing(*_, **__):
+        raise error
+
+    for name in ("evaluate", "measure"):
+        monkeypatch.setattr(engine, name, failing)
+    for done in (evaluate("--logits", "1"), measure("--logits", "1", "--output", "1")):
+        assert done.exit_code == 3
+        assert saying in done.stderr
+        assert done.stdout == ""
+
+
 def test_an_interrupt_is_no_finding(monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -226,6 +247,116 @@ def test_a_bar_appears_after_a_second_and_only_on_a_terminal(monkeypatch):
     assert "measuring" in shown.stderr
     assert "measuring" not in shown.stdout
     assert evaluate("--logits", "1").stderr == ""
+
+
+# Processes
+
+
+@pytest.fixture
+def splits(monkeypatch):
+    """How many processes were asked for, each time; none is started."""
+    asked = []
+
+    @contextlib.contextmanager
+    def noted(processes):
+        asked.append(processes)
+        yield map
+
+    monkeypatch.setattr(cli, "split", noted)
+    return asked
+
+
+def test_large_inputs_use_every_core_unless_told_otherwise(monkeypatch, splits):
+    monkeypatch.setattr(cli, "LARGE", 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(5))
+    for row in ("1,2,3", "1,2,3,4"):
+        for told in ((), ("--processes", 1), ("--processes", 3)):
+            evaluate("--logits", row, *told)
+            measure("--logits", row, "--output", row, *told)
+    assert splits == [1, 1, 1, 1, 3, 3, 5, 5, 1, 1, 3, 3]
+
+
+def test_the_threshold_is_in_the_help():
+    for command in ("evaluate", "measure"):
+        assert f"from {cli.LARGE:,} logits on" in " ".join(run(command, "--help").stdout.split())
+
+
+def test_no_processes_are_none():
+    refused("--logits", "1", "--processes", 0, saying="0 is not in the range")
+
+
+def test_the_answer_does_not_depend_on_the_processes():
+    family = ("--family", "gaussian", "--rows", 40, "--n", 50, "--param", "sigma=4")
+    assert answer(*family, "--processes", 2) == answer(*family, "--processes", 1)
+
+
+# softgauge measure
+
+
+def measure(*arguments, op="softmax", **options):
+    return run("measure", "--op", op, *arguments, **options)
+
+
+def measured(*arguments, op="softmax"):
+    """The JSON answer of a measurement that must succeed."""
+    done = measure(*arguments, "--json", op=op)
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_output_is_measured_in_the_format_it_is_stored_in(tmp_path, dtype, processes):
+    x = engine.generate("gaussian", 7, 5, 0, sigma=3.0).astype(dtype)
+    terms = np.exp(x.astype(np.float64))
+    p = (terms / terms.sum(axis=-1, keepdims=True)).astype(dtype)
+    save_file({"x": x, "p": p}, tmp_path / "t.safetensors")
+    file = tmp_path / "t.safetensors"
+    asked = ("--logits", file, "--key", "x", "--output", file, "--output-key", "p", "--processes", processes)
+    wanted = engine.measure(engine.Problem("softmax", x), p, include=("ranks",), worst=8)
+    assert measured(*asked, "--ranks") == engine.encode(wanted)
+    assert measured(*asked, "--worst", 2) == engine.encode(engine.measure(engine.Problem("softmax", x), p, worst=2))
+
+
+def test_what_is_measured_is_shown_without_a_status():
+    text = measure("--logits", "0,0,nan;0,0,-inf", "--output", "nan,nan,1;0.5,nan,0", "--ranks").stdout
+    assert text.startswith("softmax: 2 x 3 float64 logits\n")
+    assert line(text, "output", "float64").split() == ["output", "float64", "0", "0", "0", "3", "0", "0"]
+    assert "output, float64: 1 of 6 elements became NaN; 0 rank inversions\n" in text
+    assert line(text, "worst", "of").split() == ["worst", "of", "index", "logit", "got", "truth", "ULP", "rel"]
+    assert "1 row has a NaN or +inf logit, or only -inf: the truth there is NaN" in text
+    assert not any(status in text for status in cli.STYLES)
+
+
+def test_other_tensors_go_with_the_output():
+    (loss,) = measured("--logits", "0,0", "--targets", "1", "--output", "0x1.62e42fefa39efp-1", op="cross_entropy")["worst"]
+    assert (loss["index"], loss["expected"]) == ([], "6.9314718055994531e-1")
+    vjp = ("--logits", "0,0", "--grad-output", "1,-1", "--output", "0.5,-0.5")
+    assert measured(*vjp, op="softmax_vjp")["metrics"]["correctly_rounded"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "saying"),
+    [
+        ((), "Missing option '--output'"),
+        (("--output", "1"), "output has shape [1]"),
+        (("--output", "1,zwei"), "--output: 1,zwei: 'zwei' is not a number"),
+        (("--output", "none.npy"), "--output: none.npy: No such file"),
+        (("--output", "1,2", "--output-key", "x"), "--output: 1,2: a key chooses a tensor"),
+        (("--output", "1,2", "--worst", "33"), "33 is not in the range"),
+        (("--output", "1,2", "--targets", "0"), "softmax takes no targets"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(arguments, saying):
+    done = measure("--logits", "0,0", *arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert saying in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_output_of_integers_is_refused(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([0, 1]))
+    assert "dtype int64; known for output: float16" in measure("--logits", "0,0", "--output", tmp_path / "x.npy").stderr
 
 
 # Logits on the command line
@@ -378,6 +509,41 @@ def test_an_npy_file(tmp_path, dtype, order):
     assert answer("--logits", tmp_path / "x.npy")["logits_digest"] == engine.digest(native)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_npy_file_is_mapped_and_not_copied(tmp_path, monkeypatch, order):
+    monkeypatch.setattr(cli, "LARGEST_FILE", 100)
+    stored = np.asarray(np.random.default_rng(0).random((30, 20)), order=order)
+    np.save(tmp_path / "x.npy", stored)
+    found = cli._npy(tmp_path / "x.npy", None, "logits")
+    origin = found
+    while isinstance(origin, np.ndarray):
+        assert not origin.flags.owndata
+        origin = origin.base
+    assert isinstance(origin.obj, mmap.mmap)
+    assert not found.flags.writeable
+    assert np.array_equal(found, stored)
+
+
+def test_an_npy_file_that_cannot_be_mapped_is_read(tmp_path, monkeypatch):
+    def unmappable(*_, **__):
+        raise OSError("no such device")
+
+    monkeypatch.setattr(mmap, "mmap", unmappable)
+    np.save(tmp_path / "x.npy", X)
+    assert answer("--logits", tmp_path / "x.npy")["logits_digest"] == engine.digest(X)
+    monkeypatch.setattr(cli, "LARGEST_FILE", 100)
+    refused("--logits", tmp_path / "x.npy", saying="160 bytes; a file has at most 100")
+
+
+def test_a_tensor_in_a_file_has_a_limit_of_its_own(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", np.zeros((2, 6)))
+    monkeypatch.setattr(cli, "LIMITS", replace(cli.LIMITS, max_elements=11))
+    assert answer("--logits", tmp_path / "x.npy", "--variant", "shifted")["n"] == 6
+    refused("--logits", tmp_path / "x.npy", op="softmax_jacobian", saying="would have 72 elements, above 11")
+    monkeypatch.setattr(cli, "LARGEST_STORED", 11)
+    refused("--logits", tmp_path / "x.npy", saying="12 elements; a tensor has at most 11")
+
+
 def test_an_npz_file_with_one_or_several_tensors(tmp_path):
     np.savez(tmp_path / "one.npz", anything=X)
     np.savez_compressed(tmp_path / "several.npz", logits=X, other=X[:1], targets=np.array([0, 1], dtype=np.uint8))
@@ -440,7 +606,7 @@ BROKEN = {
     "complex.npy": (_npy(descr="'<c16'", shape="(1,)"), "dtype complex128"),
     "bfloat16.npy": (_npy(descr="'<V2'", shape="(8,)"), "bfloat16: .safetensors"),
     "long_double.npy": (_npy(descr="'<f16'", shape="(1,)"), "dtype"),
-    "integers.npy": (_npy(descr="'<i8'"), "dtype int64; logits are float16"),
+    "integers.npy": (_npy(descr="'<i8'"), "dtype int64; known for logits: float16"),
     "rank_five.npy": (_npy(shape="(1, 1, 1, 1, 2)"), "rank 5"),
     "scalar.npy": (_npy(shape="()", body=b"\0" * 8), "rank 0"),
     "noise.npz": (b"PK" + b"\xff" * 64, "not a zip file"),
@@ -497,8 +663,11 @@ def test_a_member_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeypat
     monkeypatch.setattr(cli, "LARGEST_FILE", 10_000)
     np.savez_compressed(tmp_path / "bomb.npz", logits=np.zeros(100_000))
     refused("--logits", tmp_path / "bomb.npz", saying="logits.npy unpacks to 800128 bytes; at most 10000 are read")
-    np.save(tmp_path / "large.npy", np.zeros(100_000))
-    refused("--logits", tmp_path / "large.npy", saying="800128 bytes; a file has at most 10000")
+    (tmp_path / "large.json").write_text(json.dumps([0.5] * 10_000))
+    np.savez(tmp_path / "large.npz", np.zeros(100_000))
+    save_file({"x": np.zeros(100_000)}, tmp_path / "large.safetensors")
+    for suffix in ("json", "npz", "safetensors"):
+        refused("--logits", tmp_path / f"large.{suffix}", saying="bytes; a file has at most 10000")
 
 
 def test_a_member_packed_too_tightly_is_refused_unread(tmp_path):

@@ -95,6 +95,18 @@ def test_an_unexpected_error_says_nothing_of_itself_but_to_the_log(bad, is_probl
     assert "a secret of the engine" in bad.log.read_text()
 
 
+def test_a_disagreement_is_no_answer_but_one_line_of_the_log_and_the_end_of_its_process(bad, is_problem):
+    assert eventually(lambda: len(children(bad)) == 3)
+    before = children(bad)
+    answer = ask(bad, "disagree")
+    is_problem(answer, 500, "internal")
+    assert "secret" not in answer.text
+    lines = [line for line in bad.log.read_text().splitlines() if "0x1.8p+1" in line]
+    assert lines == ["two tiers disagree about the truth: softmax, float32, logits 0x1.8p+1: a secret of the engine"]
+    assert eventually(lambda: before - children(bad))
+    assert eventually(lambda: ask(bad).status_code == 200)
+
+
 def test_what_a_process_prints_harms_no_answer(bad):
     assert list(ask(bad, "print").json()) == ["pid"]
 

@@ -174,6 +174,7 @@ def test_every_answer_carries_the_security_headers(service, path):
 
 def test_one_log_line_for_a_request_and_no_body_in_it(service):
     service.post("/v1/evaluate", json={**GOOD, "op": "secretive"}, headers={"X-Request-ID": "looked-for"})
+    assert recorded(service, "looked-for") == 422
     (line,) = [row for row in map(json.loads, service.log.read_text().splitlines()) if row.get("request_id") == "looked-for"]
     assert (line["method"], line["path"], line["status"]) == ("POST", "/v1/evaluate", 422)
     assert "secretive" not in json.dumps(line)

@@ -47,6 +47,7 @@ def test_every_kind_of_value_is_read():
         ("WAIT_SECONDS", "nan"),
         ("WAIT_SECONDS", "inf"),
         ("MAX_BODY_BYTES", "-1"),
+        ("AUDIT_LOGITS", "-1"),
         ("MAX_RANK", "0"),
         ("MAX_RANK", str(MAX_RANK + 1)),
         ("MAX_WORST", str(MAX_WORST + 1)),
@@ -64,6 +65,11 @@ def test_a_limit_may_be_as_large_as_the_engines_and_no_larger():
     assert limits == Limits(max_rank=MAX_RANK, max_worst=MAX_WORST, max_digits=MAX_DIGITS)
     with pytest.raises(SettingsError, match=f"must be at most {MAX_WORST}"):
         Settings.from_environment({"SOFTGAUGE_MAX_WORST": "100"})
+
+
+def test_an_audit_is_on_and_can_be_switched_off():
+    assert Limits().audit_logits > 0
+    assert Settings.from_environment({"SOFTGAUGE_AUDIT_LOGITS": "0"}).limits == Limits(audit_logits=0)
 
 
 def test_what_a_child_runs_does_not_come_from_the_environment():

@@ -264,12 +264,30 @@ def test_the_same_numbers_through_any_door_are_the_same_problem():
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_every_engine_error_has_a_status():
+@pytest.mark.parametrize("logits", [0, 7])
+def test_so_many_logits_are_audited(monkeypatch, logits):
+    asked = []
+    real = engine.evaluate
+    monkeypatch.setattr(engine, "evaluate", lambda *given, audit, **options: asked.append(audit) or real(*given, **options))
+    run("evaluate", GOOD, Limits(audit_logits=logits))
+    assert asked == [logits]
+
+
+def test_a_disagreement_is_no_fault_of_the_request(monkeypatch):
+    def disagree(*_, **__):
+        raise engine.Disagreement("softmax of [0x1p0]")
+
+    monkeypatch.setattr(engine, "evaluate", disagree)
+    with pytest.raises(engine.Disagreement, match="0x1p0"):
+        run("evaluate", GOOD)
+
+
+def test_every_engine_error_that_a_request_can_cause_has_a_status():
     def family(kind):
         return {kind}.union(*(family(child) for child in kind.__subclasses__()))
 
     table = [parent for parent, _ in ENGINE_KINDS]
-    assert family(engine.EngineError) == set(table)
+    assert family(engine.EngineError) == {*table, engine.Disagreement}
     assert all(from_engine(parent("x"), "").status == 422 for parent in table)
     assert {kind for _, kind in ENGINE_KINDS} <= set(KINDS)
 
