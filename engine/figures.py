@@ -109,6 +109,11 @@ def bin_numbers(values: Array) -> Array:
     return np.asarray(np.maximum(64 * (exponent.astype(np.int64) - 1) + places, 64 * BIN_FLOOR))
 
 
+def edges_of(numbers: Array) -> Array:
+    """Upper edges of the bins of these numbers, within binary64."""
+    return np.asarray(np.ldexp(_EDGES[numbers & 63], numbers >> 6))
+
+
 def edge(number: int) -> float:
     """Upper edge of the bin of that number; of the zeros below the first, 0."""
     if number < 64 * BIN_FLOOR:

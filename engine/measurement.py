@@ -54,6 +54,7 @@ class Cells:
         self.output = output
         self.compared = compared
         self.bits = FAST_BITS[0]
+        truth.expect(compared)
         self.exact_bits = max(truth.bits, FAST_BITS[-1] + 1)
         self._base: dict[int, Interval] = {}
         self._loose: dict[int, Interval] = {}
@@ -184,6 +185,7 @@ class Cells:
     def largest(self, name: str, indices: Sequence[int]) -> tuple[float, int]:
         """The largest figure ("ulp", "rel" or "abs") of some elements to 40 bits, and the first that has it."""
         self.truth.prefetch(indices)
+        self.truth.expect(indices)
         figure, exp = {
             "ulp": (self._ulp, self._ulp_unit),
             "rel": (self._relative, self._relative_unit),

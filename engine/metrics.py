@@ -189,7 +189,7 @@ class Rows:
         unit = min(max(min(exp, t[2]), self.m.ulp_exponent(index) - 2 * bits), 0)
         (c_lo, c_hi), (t_lo, t_hi) = outward(man, man, exp, unit), outward(*t, unit)
         w = (c_lo - t_hi, c_hi - t_lo, unit)
-        if w[0] < 0 < w[1] and max(-w[0], w[1]) >> (8 - unit):
+        if w[0] <= 0 <= w[1] and max(-w[0], w[1]) >> (8 - unit):
             return 0, 1, 1 << 13  # T is not known well enough to tell: beyond every figure, and so undecided
         if min(abs(w[0]), abs(w[1])) >> (8 - unit):
             return _far_log_term((man, exp), w, p, bits)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from math import inf
 from typing import Any
 
 import numpy as np
 
 from engine import formats, ops
-from engine.figures import bin_numbers, edge
+from engine.figures import bin_numbers, edge, edges_of
 from engine.formats import Format
 from engine.model import Array
 from engine.truth import dd, fast
 from engine.truth.fast import CHUNK, FLOOR, Block, Buffers, Part, Tier
 
 FIRST_BIN = -640
-BINS = 64 * 1024 - FIRST_BIN + 2
-"""Percentile bins, from FIRST_BIN on."""
 OPEN = 2.0**-23
 """An element whose ULP error is not known to so many ulps is left to a finer tier."""
 SMALL = 2.0**-8
@@ -51,22 +50,21 @@ class Candidates:
     value: list[Array] = field(default_factory=list)
     radius: list[Array] = field(default_factory=list)
 
-    @np.errstate(invalid="ignore")
-    def offer(self, values: Array, radius: Array | float, top: float, index: Any) -> None:
-        """Values >= 0 (any shape; -inf: out of the question), what they may be off by, their maximum and that, and
-        index(flat positions): their indices."""
-        if not top > 0 or top < self.least:
+    def offer(self, values: Array, radius: Callable[[], Array | float], top: float, index: Any) -> None:
+        """Values >= 0 (any shape; -inf: out of the question), what they may be off by (of the values' shape, or one number), the
+        most that one of them may be, and index(flat positions): their indices."""
+        if not top >= self.least:
             return
-        flat = values.reshape(-1)
-        widest = float(np.max(radius))
-        if self.least <= 0 and flat.size > self.keep:
-            self._raise(float(np.partition(flat, -self.keep)[-self.keep]) - widest)
-        chosen = np.flatnonzero(flat >= self.least - widest)
-        found = flat[chosen]
+        flat, reach = values.reshape(-1), np.asarray(radius())
+        reach = reach.reshape(-1) if reach.ndim else reach
+        if not self.index and flat.size > self.keep:
+            self._raise(float(np.partition(flat - reach, -self.keep)[-self.keep]))
+        chosen = np.flatnonzero((flat + reach >= self.least) & (flat > -inf))
+        found, near = flat[chosen], np.broadcast_to(reach, flat.shape)[chosen]
         self.index.append(index(chosen))
         self.value.append(found)
-        self.radius.append(np.broadcast_to(radius_of(radius, chosen), chosen.shape))
-        self.best = np.concatenate([self.best, found - widest])
+        self.radius.append(near)
+        self.best = np.concatenate([self.best, found - near])
         if self.best.size > self.keep:
             self.best = np.partition(self.best, -self.keep)[-self.keep :]
         if self.best.size == self.keep:
@@ -95,11 +93,6 @@ class Candidates:
         self.radius += other.radius
 
 
-def radius_of(radius: Array | float, chosen: Any) -> Any:
-    """Of chosen flat elements, whether there is one for all or one for each."""
-    return radius.reshape(-1)[chosen] if isinstance(radius, np.ndarray) else radius
-
-
 @dataclass
 class Partial:
     """What one part of an output has shown at one tier; parts are merged in the order of their rows.
@@ -110,8 +103,8 @@ class Partial:
 
     counts: Counter[str] = field(default_factory=Counter)
     sums: dict[str, Sum] = field(default_factory=dict)
-    low: Array = field(default_factory=lambda: np.zeros(BINS, np.int64))
-    high: Array = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    low: Array = field(default_factory=lambda: np.zeros(1, np.int64))
+    high: Array = field(default_factory=lambda: np.zeros(1, np.int64))
     ordinal: int = 0
     most: dict[str, Candidates] = field(default_factory=dict)
     first: dict[str, int] = field(default_factory=dict)
@@ -128,9 +121,10 @@ class Partial:
 
     def bin(self, low: Array, high: Array, count: int = 1) -> None:
         """Count errors > 0 in their percentile bins: by the least and by the most that they may be."""
-        for bins, values in ((self.low, low), (self.high, high)):
-            found = np.bincount(bin_numbers(values) - FIRST_BIN)
-            bins[: found.size] += found * count
+        self.low, self.high = (
+            _grown(bins, np.bincount(bin_numbers(values) - FIRST_BIN, minlength=1) * count)
+            for bins, values in ((self.low, low), (self.high, high))
+        )
 
     def add(self, name: str, value: float, error: float) -> None:
         """Add to a sum."""
@@ -147,8 +141,7 @@ class Partial:
         self.counts.update(other.counts)
         for name, (value, error) in other.sums.items():
             self.add(name, value, error)
-        self.low += other.low
-        self.high += other.high
+        self.low, self.high = _grown(self.low, other.low), _grown(self.high, other.high)
         self.ordinal = max(self.ordinal, other.ordinal)
         for name, candidates in other.most.items():
             self.most.setdefault(name, Candidates(candidates.keep, candidates.slack)).merge(candidates)
@@ -160,6 +153,14 @@ class Partial:
         self.ranges |= other.ranges
         self.widest = max(self.widest, other.widest)
         return self
+
+
+def _grown(a: Array, b: Array) -> Array:
+    """Sum of counts of any two lengths."""
+    long, short = (a, b) if a.size >= b.size else (b, a)
+    total = long.copy()
+    total[: short.size] += short
+    return total
 
 
 _LISTS = ("open_elements", "far_rows", "open_defects", "open_bounds", "apart_rows", "undecided_argmax", "mismatch")
@@ -186,11 +187,8 @@ class Work:
 
 def screen(work: Work) -> Partial:
     """What one tier shows of some rows."""
-    return _Screen(work).run()
-
-
-_quiet = np.errstate(over="ignore", invalid="ignore")
-"""What overflows here is garbage that is opened, or a row that is infinite."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # garbage overflows, and is then left open
+        return _Screen(work).run()
 
 
 class _Screen:
@@ -211,7 +209,7 @@ class _Screen:
             self.partial.most[name] = Candidates(1, 2.0**-18)
         self.doubt = max(OPEN, 2 * work.ambiguity)
         self.finite = True
-        self.ledger = _Ledger(self)
+        self.ledger = _Ledger(work, self.partial, self.up)
 
     def run(self) -> Partial:
         work = self.work
@@ -351,8 +349,7 @@ class _Rows:
 
     def _coefficient(self) -> Array:
         """(n + 4 + 2 (x_max - x_min)) u of each row, to 2^-50 relatively; engine.bounds has it exactly."""
-        with np.errstate(over="ignore"):
-            found = (self.block.n + 4 + 2 * (self.block.maximum - self.least)) * self.fmt.unit_roundoff
+        found = (self.block.n + 4 + 2 * (self.block.maximum - self.least)) * self.fmt.unit_roundoff
         return np.asarray(found)
 
     def index(self, part: Part) -> Any:
@@ -402,8 +399,7 @@ class _Rows:
             self._tops_by_logits(c, part)
         self.raw = c if self.figures and self.screen.size < 2.0**400 else c.copy()
         if self.up != 1:
-            with np.errstate(over="ignore"):
-                np.multiply(c, self.up, c)
+            np.multiply(c, self.up, c)
         return c
 
     def _magnitude(self, part: Part, c: Array) -> tuple[Array, Array | None, Array | int]:
@@ -425,6 +421,8 @@ class _Rows:
         infinite = masked if masked is not None and self.name in ("log_softmax", "cross_entropy") else None
         odd = None if infinite is None else infinite.copy()
         cell.gone = None if masked is None or infinite is not None else masked & (a == 0)
+        if self.some_rational:
+            self._exact_truths(cell)
         if not self.screen.finite:
             wild = ~np.isfinite(self.raw)
             odd = wild if odd is None else odd | wild
@@ -435,6 +433,22 @@ class _Rows:
             self._count_odd(cell, np.flatnonzero(odd), infinite, over)
         if not a.all():
             np.copyto(a, FLOOR, where=a == 0)
+
+    def _exact_truths(self, cell: _Cells) -> None:
+        """Truths that are numbers: 1/k in rows of k equal logits, k a power of two; 0, or the logit, where it is the only one."""
+        a = cell.a
+        if self.name == "softmax":
+            nearest = ((a.view(np.int64) + (1 << 51)) & _EXPONENT).view(np.float64)
+            sure = self.rational & (np.abs(a - nearest) <= 2.0**-40 * nearest) & (a > 0)
+            np.copyto(a, nearest, where=sure)
+            if cell.lo is not None:
+                cell.lo[sure] = 0.0
+            cell.sure = sure
+        elif self.name == "logsumexp":
+            cell.sure = self.rational & (self.block.log_size == 0)
+        elif self.block.logarithmic:
+            single = self.rational & (a == 0)
+            cell.gone = single if cell.gone is None else cell.gone | single
 
     def _overflowing(self, a: Array) -> Array | None:
         """Where the truth rounds to infinity, or may."""
@@ -459,8 +473,12 @@ class _Rows:
         counts["nan_unexpected"] += int(nan.sum())
         counts["overflow_count"] += int((~unbounded & ~near & np.isinf(c)).sum())
         counts["correctly_rounded"] += int(right.sum())
-        counts["exact"] += int((right & sure).sum())
-        counts["compared"] += int((right & sure).sum())
+        infinite_too = at[right & sure]
+        counts["exact"] += infinite_too.size
+        counts["compared"] += infinite_too.size
+        counts["normal"] += infinite_too.size
+        if infinite_too.size:
+            self.p.mark("compared", int(cell.place(infinite_too).min()))
         wrong = ~right & ~near
         counts["special_mismatch"] += int(wrong.sum())
         self.screen.mismatches(at[wrong], cell.place)
@@ -541,9 +559,8 @@ class _Rows:
         np.subtract(cell.c, cell.a, cell.r)
         if cell.lo is not None:
             np.subtract(cell.r, cell.lo, cell.r)
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.multiply(cell.r, cell.inverse, cell.e)
-            cell.delta = np.divide(cell.r, cell.a, out=self.b("back", shape))
+        np.multiply(cell.r, cell.inverse, cell.e)
+        cell.delta = np.divide(cell.r, cell.a, out=self.b("back", shape))
         cell.share = np.abs(cell.delta, out=self.b("d", shape))
         cell.most = float(cell.share.max())
 
@@ -596,7 +613,7 @@ class _Rows:
             if self.name == "softmax_vjp":
                 blurred |= a <= np.maximum(radius, FLOOR)
             cell.hard.append(np.flatnonzero(blurred if cell.gone is None else blurred & ~cell.gone))
-        if self.some_rational:
+        if self.some_rational and self.sign == 0 and self.name != "logsumexp":
             close = (size <= self.screen.doubt) & self.rational
             cell.hard.append(np.flatnonzero(close if cell.gone is None else close & ~cell.gone))
         if float(a.min()) < 2.0**-960:
@@ -642,6 +659,11 @@ class _Rows:
             doubt = float(eps.sum()) * (1 + _SUM)
         p.add("size", total, doubt + total * _SUM)
         p.counts["normal"] += self._normals(cell)
+        if "compared" not in p.first:
+            whole = np.ones(size.size, bool)
+            whole[cell.odd] = whole[cell.open] = False
+            if whole.any():
+                p.mark("compared", int(cell.place(np.flatnonzero(whole)).min()))
         signed = cell.e if isinstance(cell.sign, int) else cell.e * cell.sign
         bias = float(np.add.reduce(signed, axis=None)) * (-1 if self.sign < 0 else 1)
         p.add("signed", bias, doubt + total * _SUM)
@@ -661,8 +683,9 @@ class _Rows:
         What has been taken out, and is 0 here, is not counted.
         """
         p, shape = self.p, cell.size.shape
-        masked = cell.part.masked
-        exact = 0 if cell.gone is None or masked is None else int(np.count_nonzero(masked & self._exactly(cell)))
+        if self.some_rational or cell.part.masked is not None:
+            cell.exact = self._exactly(cell)
+        exact = 0 if cell.exact is None else int(np.count_nonzero(cell.exact))
         p.counts["exact"] += exact
         sub, threshold, number = self.b("j", shape, np.int64), self.b("t", shape), self.b("number", shape, np.int64)
         np.right_shift(cell.size.view(np.int64), _SUB, sub)
@@ -674,23 +697,38 @@ class _Rows:
         np.add(number, threshold > 0, number)
         found = np.bincount(number.reshape(-1))
         found[0] -= out + exact
-        p.low[: found.size] += found
-        p.high[: found.size] += found
+        p.low, p.high = _grown(p.low, found), _grown(p.high, found)
         np.abs(threshold, threshold)
         near = OPEN + cell.top * 2.0**-50
         if cell.top > _TOP or float(threshold.min()) <= near:
             at = np.flatnonzero((threshold <= near) | (cell.size > _TOP))
             values = cell.size.reshape(-1)[at]
             doubt = self._radius(cell, at) * cell.inverse.reshape(-1)[at] + values * 2.0**-50
-            taken = np.bincount(number.reshape(-1)[at], minlength=1)
-            p.low[: taken.size] -= taken
-            p.high[: taken.size] -= taken
+            values, doubt = self._beside_edges(cell, at, values, doubt)
+            taken = -np.bincount(number.reshape(-1)[at], minlength=1)
+            p.low, p.high = _grown(p.low, taken), _grown(p.high, taken)
             p.bin(np.maximum(values - doubt, FLOOR), values + doubt)
 
+    def _beside_edges(self, cell: _Cells, at: Array, values: Array, doubt: Array) -> tuple[Array, Array]:
+        """Errors of logarithms: where c - hi is exactly on an edge of a bin, the low part of T shows the side."""
+        if self.block.log_size is None or cell.lo is None:
+            return values, doubt
+        head, rest = dd.two_sum(cell.c.reshape(-1)[at], -cell.a.reshape(-1)[at])
+        low, size = cell.lo.reshape(-1)[at], np.abs(head) * cell.inverse.reshape(-1)[at]
+        known = (rest == 0) & (size > 0) & (np.abs(low) > 1.01 * self.block.bound * self._of_rows(self.block.log_size, cell, at))
+        known &= (np.abs(size - values) <= OPEN) & (edges_of(bin_numbers(np.maximum(size, FLOOR))) == size)
+        away = np.sign(low) != np.sign(head)
+        beside = np.where(away, size * (1 + 2.0**-50), size)
+        return np.where(known, beside, values), np.where(known, 0.0, doubt)
+
     def _exactly(self, cell: _Cells) -> Array:
-        """Where, if the logit is -inf and so T is 0 or -y, the output is T."""
-        assert cell.gone is not None
-        same: Array = np.where(cell.gone, cell.c == 0, cell.r == 0)
+        """Where a truth that is known exactly is the output: 0, or -y behind a mask, or a number of _exact_truths."""
+        known = np.zeros(cell.c.shape, bool) if cell.part.masked is None or self.block.logarithmic else cell.part.masked.copy()
+        if cell.sure is not None:
+            known |= cell.sure
+        same: Array = known & (cell.r == 0)
+        if cell.gone is not None:
+            same = np.where(cell.gone, cell.c == 0, same)
         same.reshape(-1)[cell.odd] = same.reshape(-1)[cell.open] = False
         return same
 
@@ -742,7 +780,6 @@ class _Rows:
         if normal.size:
             self.p.mark("normal", int(cell.place(normal).min()))
 
-    @_quiet
     def _beyond(self, cell: _Cells) -> None:
         """Elements beyond the bound, and zeros inside it; what is too close to it is left open."""
         u = self.fmt.unit_roundoff
@@ -783,24 +820,37 @@ class _Rows:
                 self.p.mark("absorbed", int(cell.place(found).min()))
 
     def _rank(self, cell: _Cells) -> None:
-        """Candidates for the maxima."""
-        most, bound, part = self.p.most, self.block.bound, cell.part
-        if part.radius is None:
-            ulp, rel, absolute = bound * 2.0**self.fmt.precision, bound, bound * float(cell.a.max())
-        else:
-            radius = part.radius.copy()
-            for at in (cell.odd, cell.open):
-                radius.reshape(-1)[at] = 0.0
-            ulp, rel, absolute = (float(v.max()) for v in (radius * cell.inverse, radius / cell.a, radius))
-        if cell.odd.size or cell.open.size:
-            for values in (cell.size, cell.share):
-                for at in (cell.odd, cell.open):
-                    values.reshape(-1)[at] = -inf
-        most["ulp"].offer(cell.size, ulp + cell.top * 2.0**-50, cell.top * (1 + 2.0**-49) + ulp, cell.place)
+        """Candidates for the maxima: every element but what is open, odd, or known to be exact."""
+        part, size, share = cell.part, cell.size, cell.share
         difference = np.abs(cell.r, out=self.b("w", cell.r.shape))
         for at in (cell.odd, cell.open):
-            difference.reshape(-1)[at] = -inf
+            for values in (size, share, difference):
+                values.reshape(-1)[at] = -inf
+        if cell.exact is not None:
+            for values in (size, share, difference):
+                values[cell.exact] = -inf
+        radius = part.radius
+        if radius is None:
+            ulp, rel, absolute = (
+                self.block.bound * 2.0**self.fmt.precision,
+                self.block.bound,
+                self.block.bound * float(cell.a.max()),
+            )
+        else:
+            used = np.where(size > -inf, radius, 0.0)
+            ulp, rel, absolute = (float(v.max()) for v in (used * cell.inverse, used / cell.a, used))
+        top = max(float(size.max()), 0.0)
+        self.p.most["ulp"].offer(size, partial(self._doubts, cell, top), top * (1 + 2.0**-49) + ulp, cell.place)
         self._offer("abs", difference, absolute, cell)
+        self._rank_shares(cell, rel)
+
+    def _doubts(self, cell: _Cells, top: float) -> Array:
+        """What every ULP error may be off by."""
+        known = self.block.bound * cell.a if cell.part.radius is None else cell.part.radius
+        return np.asarray(known * cell.inverse + top * 2.0**-50)
+
+    def _rank_shares(self, cell: _Cells, rel: float) -> None:
+        """Relative errors: of a 0 where T is not 0 it is 1, and infinite where T is 0 and the output is not."""
         share = cell.share
         if cell.gone is not None:
             wild = np.flatnonzero(cell.gone & (cell.c != 0))
@@ -817,7 +867,7 @@ class _Rows:
     def _offer(self, name: str, values: Array, radius: float, cell: _Cells) -> None:
         top = max(float(values.max()), 0.0)
         radius = radius * (1.01 if name == "abs" else 1.01 * (1 + top)) + top * 2.0**-50
-        self.p.most[name].offer(values, radius, top + radius if top else 0.0, cell.place)
+        self.p.most[name].offer(values, lambda: radius, top + radius, cell.place)
 
     # figures of rows
 
@@ -829,20 +879,26 @@ class _Rows:
         if self.screen.size > 2.0:
             self.unsummed |= ~(np.abs(c) <= 2.0).all(axis=self.axis, keepdims=True)
         head, rest = self.b("q", c.shape), self.b("rest", c.shape)
-        with np.errstate(invalid="ignore", over="ignore"):
-            np.add(c, _GRAIN, head)
-            np.subtract(head, _GRAIN, head)
-            np.subtract(c, head, rest)
-            self.row["sum"] += np.add.reduce(head, axis=self.axis, keepdims=True)
-            self.row["sum low"] += np.add.reduce(rest, axis=self.axis, keepdims=True)
+        np.add(c, _GRAIN, head)
+        np.subtract(head, _GRAIN, head)
+        np.subtract(c, head, rest)
+        self.row["sum"] += np.add.reduce(head, axis=self.axis, keepdims=True)
+        self.row["sum low"] += np.add.reduce(rest, axis=self.axis, keepdims=True)
 
     def _sum_exponentials(self, c: Array) -> None:
-        x, e = self.b("x", c.shape), self.b("rest", c.shape)
-        with np.errstate(invalid="ignore"):
-            self.unsummed |= (c > 8.0).any(axis=self.axis, keepdims=True) | np.isnan(c).any(axis=self.axis, keepdims=True)
-            np.clip(np.where(np.isnan(c), 0.0, c), -700.0, 8.0, out=x)
-        fast.exp_t0(x, None, fast.UNIT_SCALE, e, self.b)
-        self.row["sum"] += np.add.reduce(e, axis=self.axis, keepdims=True)
+        x, e = self.b("x", c.shape), self.b("back", c.shape)
+        self.unsummed |= (c > 8.0).any(axis=self.axis, keepdims=True) | np.isnan(c).any(axis=self.axis, keepdims=True)
+        np.clip(np.where(np.isnan(c), 0.0, c), -700.0, 8.0, out=x)
+        low = None
+        if self.block.tier is fast.T0:
+            fast.exp_t0(x, None, fast.UNIT_SCALE, e, self.b)
+        else:
+            low = self.b("d", c.shape)
+            fast.exp_t1(x, None, fast.UNIT_SCALE, e, low, self.b)
+        head, *rest = fast.sum_pieces(e, low, fast.T0 if low is None else fast.T1, self.axis, self.b)
+        self.row["sum"] += head * 2.0**-fast.BIAS
+        for piece in rest:
+            self.row["sum low"] += piece * 2.0**-fast.BIAS
 
     def _row_figures(self, cell: _Cells) -> None:
         row, axis = self.row, self.axis
@@ -871,7 +927,6 @@ class _Rows:
         self._flag(self.broken, cell, at[nothing])
         self._open_row(cell, at[~nothing])
 
-    @_quiet
     def _terms(self, cell: _Cells) -> Array:
         """T (delta - log1p(delta)) = r delta (1/2 - delta/3 + ...), 0 where R = 0."""
         delta = cell.delta
@@ -879,9 +934,8 @@ class _Rows:
         most = cell.most
         large = np.flatnonzero(cell.share > SMALL) if most > SMALL else None
         _series(delta, min(most, SMALL), (1 / 2, -1 / 3, 1 / 4, -1 / 5), term)
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.multiply(term, delta, term)
-            np.multiply(term, cell.r, term)
+        np.multiply(term, delta, term)
+        np.multiply(term, cell.r, term)
         if large is not None:
             self._large_terms(cell, large, term)
         return term
@@ -894,8 +948,7 @@ class _Rows:
         void = c <= 0
         if void.any():
             self._flag(self.void, cell, used[void])
-        with np.errstate(over="ignore"):
-            used, ratio, a = used[~void], c[~void] / a[~void], a[~void]
+        used, ratio, a = used[~void], c[~void] / a[~void], a[~void]
         wild = ~((ratio > 2.0**-900) & (ratio < 2.0**900))
         self._open_row(cell, used[wild])
         used, ratio, a = used[~wild], ratio[~wild], a[~wild]
@@ -910,10 +963,9 @@ class _Rows:
         most = max(float(w.max()), -float(w.min()))
         large = np.flatnonzero(np.abs(w) > SMALL) if most > SMALL else None
         _series(w, min(most, SMALL), (1 / 2, 1 / 6, 1 / 24, 1 / 120), term)
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.multiply(term, w, term)
-            np.multiply(term, w, term)
-            np.multiply(term, cell.part.p, term)
+        np.multiply(term, w, term)
+        np.multiply(term, w, term)
+        np.multiply(term, cell.part.p, term)
         if large is not None:
             part = w.reshape(-1)[large]
             term.reshape(-1)[large] = cell.part.p.reshape(-1)[large] * (_exp(np.clip(part, -700.0, 600.0)) - 1 - part)
@@ -926,9 +978,8 @@ class _Rows:
         x = self.block.load(self.block.logits, part.start, part.stop, "x")
         at = np.flatnonzero(x == self.block.maximum)
         place = at % len(self.rows) if self.axis == 0 else at // c.shape[1]
-        with np.errstate(invalid="ignore"):
-            np.maximum.at(row["at most"].reshape(-1), place, c.reshape(-1)[at])
-            np.maximum(row["top"], np.maximum.reduce(c, axis=self.axis, keepdims=True), out=row["top"])
+        np.maximum.at(row["at most"].reshape(-1), place, c.reshape(-1)[at])
+        np.maximum(row["top"], np.maximum.reduce(c, axis=self.axis, keepdims=True), out=row["top"])
         row["at least"] = row["at most"]
 
     def _tops(self, c: Array, key: Array, margin: Array | float) -> None:
@@ -972,10 +1023,9 @@ class _Rows:
 class _Ledger:
     """Rows of many blocks, turned into sums and candidates together."""
 
-    def __init__(self, screen: _Screen) -> None:
-        self.screen, self.p, self.fmt = screen, screen.partial, screen.fmt
-        self.name, self.n, self.up = screen.op.name, screen.n, 2.0**screen.up
-        self.bound = fast.bound(screen.work.tier, self.name)
+    def __init__(self, work: Work, partial: Partial, up: int) -> None:
+        self.p, self.name, self.n, self.up = partial, work.op, work.logits.shape[1], 2.0**up
+        self.tier, self.bound = work.tier, fast.bound(work.tier, work.op)
         self.kept: list[dict[str, Array]] = []
         self.count = 0
 
@@ -993,7 +1043,7 @@ class _Ledger:
         self.row = {name: np.concatenate([rows[name] for rows in self.kept]) for name in self.kept[0]}
         self.kept, self.count = [], 0
         self._widest()
-        if self.screen.op.output != "rows":
+        if ops.OPS[self.name].output != "rows":
             self._preserved()
         if self.name in _SUMMED:
             self._defects()
@@ -1010,9 +1060,8 @@ class _Ledger:
             value, doubt, where = value[used], doubt[used], rows[used]
             if value.size:
                 p.add(name, float(value.sum()), float(doubt.sum()) + float(value.sum()) * _SUM)
-                p.most[name].offer(value, doubt, float((value + doubt).max()), lambda at, where=where: where[at])
+                p.most[name].offer(value, partial(np.asarray, doubt), float((value + doubt).max()), where.__getitem__)
 
-    @_quiet
     def _figures_of_rows(self) -> dict[str, tuple[Array, Array, Array]]:
         """(value, what it may be off by, whether it is infinite) of each row, in units of 1."""
         row, bound = self.row, self.bound
@@ -1037,18 +1086,16 @@ class _Ledger:
         """abs(sum c - 1), abs(sum c) or abs(sum exp c - 1) of each row."""
         p, n, row, rows = self.p, self.n, self.row, self.row["rows"]
         total = row["sum"] + row["sum low"]
+        value = np.abs((row["sum"] - (self.name != "cross_entropy_grad")) + row["sum low"])
         if self.name == "log_softmax":
-            total = total * 2.0**-fast.BIAS
-            doubt = total * (min(n, CHUNK) * 2.0**-53 + 2.0**-51 + n / CHUNK * 2.0**-52)
-            value = np.abs(total - 1)
+            doubt = total * (2.0**-51 if self.tier is fast.T0 else 2.0**-78) + value * 2.0**-50 + n * 2.0**-90
         else:
             doubt = np.full_like(total, n * 2.0**-74) + np.where(np.abs(total) > 1024, np.abs(total) * 2.0**-30, 0.0)
-            value = np.abs((row["sum"] - (self.name == "softmax")) + row["sum low"])
         shut = row["unsummed"]
         p.open_defects += rows[shut].tolist()
         if not shut.all():
             kept = rows[~shut]
-            p.most["sum_defect"].offer(value[~shut], doubt[~shut], float((value + doubt)[~shut].max()), lambda at: kept[at])
+            p.most["sum_defect"].offer(value[~shut], lambda: doubt[~shut], float((value + doubt)[~shut].max()), kept.__getitem__)
         if self.name == "softmax":
             beside = value - np.abs(row["rounded"] / self.up - 1) - 0.5
             counted = ~row["apart"]
@@ -1057,8 +1104,7 @@ class _Ledger:
 
     def _preserved(self) -> None:
         row = self.row
-        with np.errstate(invalid="ignore"):
-            yes, maybe = row["at least"] == row["top"], row["at most"] == row["top"]
+        yes, maybe = row["at least"] == row["top"], row["at most"] == row["top"]
         self.p.counts["argmax_preserved"] += int(yes.sum())
         self.p.undecided_argmax += row["rows"][maybe & ~yes].tolist()
 
@@ -1082,6 +1128,8 @@ class _Cells:
     odd: Array = field(default_factory=lambda: np.empty(0, np.int64))
     open: Array = field(default_factory=lambda: np.empty(0, np.int64))
     gone: Array | None = None
+    sure: Array | None = None
+    exact: Array | None = None
     zero: Array | None = None
     normal: Array | None = None
     top: float = 0.0
@@ -1162,4 +1210,4 @@ def exponential_sum(c: Array) -> tuple[float, float] | None:
         totals.append(fast.tree(np.ldexp(hi, k), np.ldexp(lo, k), 0))
     hi, lo = fast.chained(totals)
     total, rest = dd.add(hi, lo, np.full_like(hi, -1.0), np.zeros_like(hi))
-    return float(total[0] + rest[0]), float(hi[0]) * 2.0**-90 + abs(float(total[0])) * 2.0**-52
+    return float(total[0] + rest[0]), float(hi[0]) * 2.0**-99 + abs(float(total[0])) * 2.0**-52

@@ -60,13 +60,14 @@ class Survey:
         self.level = level
         self.partial: Partial = reduce(Partial.merge, self._map(screen, self._works(level)))
         p = self.partial
-        self.opened = sorted(set(p.open_elements))
-        self.cells = Cells(self.output, self.truth, self.opened)
-        self.truth.expect(self.opened)
-        for index in self.opened:
-            self._settle(index)
+        self._classes_open = self._classes(sorted(set(p.open_elements)))
+        opened = [members[0] for members in self._classes_open]
+        self.cells = Cells(self.output, self.truth, opened)
+        self.truth.expect(opened)
+        for members in self._classes_open:
+            self._settle(members)
         for index in p.open_bounds:
-            self._judge(index)
+            self._judge([index])
         self.far = _Far(self, p.far_rows) if p.far_rows else None
         if self.far:
             self.far.fold(self)
@@ -78,51 +79,54 @@ class Survey:
         for first in range(0, truth.rows, step) if rows is None else rows:
             yield self._work(level, slice(first, first + step), first)
 
-    def _settle(self, index: int) -> None:
-        """Count an element that the screen left open; its truth is finite."""
-        p, cells = self.partial, self.cells
+    def _settle(self, members: list[int]) -> None:
+        """Count elements that the screen left open, all of one class; their truth is finite."""
+        p, cells, index, count = self.partial, self.cells, members[0], len(members)
         want, top = self.truth.decided(index)
         assert want is not None
         got, limit = cells.ordinal(index), self.fmt.infinity_ordinal
         nan = bool(np.isnan(formats.widen(self.output.reshape(-1)[index : index + 1]))[0])
         if nan or (got != want and abs(got) == limit):
-            p.counts["special_mismatch"] += 1
-            p.counts["overflow_count"] += not nan and abs(want) < limit
-            p.mismatch.append(index)
+            p.counts["special_mismatch"] += count
+            p.counts["overflow_count"] += count * (not nan and abs(want) < limit)
+            p.mismatch += members
             return
-        p.counts["compared"] += 1
-        p.counts["correctly_rounded"] += got == want
-        p.counts["underflow_count"] += got == 0 and top is not None
+        p.counts["compared"] += count
+        p.mark("compared", index)
+        p.counts["correctly_rounded"] += count * (got == want)
+        p.counts["underflow_count"] += count * (got == 0 and top is not None)
         p.ordinal = max(p.ordinal, abs(got - want))
         if got == 0:
-            p.counts["underflow_premature"] += want != 0
-            p.counts["false_zero_count"] += cells.normal(index)
-        p.counts["normal"] += cells.normal(index)
+            p.counts["underflow_premature"] += count * (want != 0)
+            p.counts["false_zero_count"] += count * cells.normal(index)
+        p.counts["normal"] += count * cells.normal(index)
         bits = cells.bits
         if not _one_sided(cells.signed_ulp(index, bits)):  # it may be exact, which only the exact path tells
             bits = cells.exact_bits
         unit = -cells.width(bits)
-        p.add("size", *_centred(absolute(*cells.signed_ulp(index, bits, True)), unit))
-        p.add("signed", *_centred(cells.signed_ulp(index, bits, True), unit))
-        self.bin(cells.signed_ulp(index, bits), unit)
-        self._judge(index)
+        loose = cells.signed_ulp(index, bits, True)
+        for name, (low, high) in (("size", absolute(*loose)), ("signed", loose)):
+            p.add(name, *_centred((low * count, high * count), unit))
+        self.bin(cells.signed_ulp(index, bits), unit, count)
+        self._judge(members)
 
-    def bin(self, error: Interval, unit: int) -> None:
+    def bin(self, error: Interval, unit: int, count: int = 1) -> None:
         """Count an error, an interval in units of 2^unit ulp, in its percentile bins."""
         low, high = absolute(*error)
-        self.partial.counts["exact"] += not high
+        self.partial.counts["exact"] += count * (not high)
         if high:
             least, most = (np.array([min(bin_edge(size, unit), 2.0**1023)]) for size in (max(low, 1), high))
-            self.partial.bin(least, most)
+            self.partial.bin(least, most, count)
 
-    def _judge(self, index: int) -> None:
-        """An element against its row's tolerance."""
+    def _judge(self, members: list[int]) -> None:
+        """Elements of one class against their row's tolerance."""
+        index, count = members[0], len(members)
         beyond = self.cells.exceeds(index, self.tolerance(index // self.truth.width))
         zero = self.cells.ordinal(index) == 0 and self.cells.normal(index)
-        self.partial.counts["beyond"] += beyond
-        self.partial.counts["lost"] += beyond and zero
+        self.partial.counts["beyond"] += count * beyond
+        self.partial.counts["lost"] += count * (beyond and zero)
         if zero and not beyond:
-            self.partial.counts["absorbed"] += 1
+            self.partial.counts["absorbed"] += count
             self.partial.mark("absorbed", index)
 
     def tolerance(self, row: int) -> bounds.Tolerance:
@@ -193,30 +197,43 @@ class Survey:
         return edge(place + FIRST_BIN)
 
     def _candidates(self, name: str, count: int = 1) -> list[int]:
+        """Elements that may have the largest figure, or one of the `count` largest."""
         index, _, _ = self.partial.most[name].pruned() if name in self.partial.most else (np.empty(0, np.int64), 0, 0)
-        found = index.tolist()
-        if len(found) > 64 and self.op.output != "jacobian":
-            found = self._distinct(found, count)
-        used = [i for i in self.opened if i not in self.partial.mismatch]
-        return sorted({*found, *used, *(self.far.candidates(name) if self.far else ())})
+        lost = set(self.partial.mismatch)
+        used = [i for members in self._classes_open for i in members[:count] if i not in lost]
+        return sorted({*self._distinct(index.tolist(), count), *used, *(self.far.candidates(name) if self.far else ())})
 
     def _distinct(self, indices: list[int], count: int) -> list[int]:
-        """Of elements with the same row, logit, output and weight the first few: their truths and errors are equal."""
+        """The first few of each class."""
+        return sorted(index for members in self._classes(indices) for index in members[:count])
+
+    def _classes(self, indices: list[int]) -> list[list[int]]:
+        """Elements sorted into classes whose truths and errors are equal: equal rows, logit, output and weight."""
         n, width = self.truth.raw_logits.shape[1], self.truth.width
-        if width != n:
-            return indices
+        if width != n or len(indices) < 64:
+            return [[index] for index in indices]
         flat = np.array(indices)
         row, column = flat // width, flat % width
-        keys = [row, self.truth.raw_logits[row, column].astype(np.float64), formats.ordinals(self._flat[row, column], self.fmt)]
+        keys = [self._kinds(row), self.truth.raw_logits[row, column], formats.ordinals(self._flat[row, column], self.fmt)]
         companion = self.truth.companion(row)
         if companion is not None:
-            keys.append(companion[np.arange(row.size), column].astype(np.float64) if companion.ndim == 2 else companion == column)
-        table = np.array([np.asarray(key, np.float64) for key in keys])
+            keys.append(companion[np.arange(row.size), column] if companion.ndim == 2 else companion == column)
+        table = np.array([np.asarray(key, np.float64) + 0.0 for key in keys])
         _, group = np.unique(table, axis=1, return_inverse=True)
         order = np.lexsort((flat, group.reshape(-1)))
-        ordered = group.reshape(-1)[order]
-        place = np.arange(flat.size) - np.searchsorted(ordered, ordered)
-        return sorted(flat[order][place < count].tolist())
+        cuts = np.flatnonzero(np.diff(group.reshape(-1)[order])) + 1
+        return [members.tolist() for members in np.split(flat[order], cuts)]
+
+    def _kinds(self, row: Array) -> Array:
+        """A number for each row that equal rows of the problem share."""
+        rows, place = np.unique(row, return_inverse=True)
+        known: dict[bytes, int] = {}
+        kinds = []
+        for r in rows.tolist():
+            companion = self.truth.companion(r)
+            key = self.truth.raw_logits[r].tobytes() + (b"" if companion is None else np.asarray(companion).tobytes())
+            kinds.append(known.setdefault(key, len(known)))
+        return np.array(kinds)[place.reshape(-1)]
 
     def _most(self, name: str) -> tuple[float, int] | None:
         """The largest figure to 40 bits and its first index; None where no element has it."""
@@ -230,7 +247,7 @@ class Survey:
         found += [(inf, self.partial.first["infinite"])] if name == "rel" and "infinite" in self.partial.first else []
         top = max((value for value, _ in found), default=0.0)
         if not top:
-            raise _Open
+            return 0.0, self.partial.first["compared"]
         return top, min(index for value, index in found if value == top)
 
     def worst(self, count: int) -> tuple[Worst, ...]:
@@ -446,6 +463,8 @@ class _Far:
             survey.bin(m.signed_ulp(index, m.bits), unit)
         p.ordinal = max([p.ordinal, *(abs(m.got[i] - int(m.kinds.want[i])) for i in m.compared)])
         p.counts["normal"] += sum(m.normal(i) for i in m.compared)
+        if m.compared:
+            p.mark("compared", self.whole(m.compared[0]))
         beyond = set(m.beyond([survey.tolerance(row) for row in self._rows]))
         zeros = [i for i in m.compared if m.got[i] == 0 and m.normal(i)]
         p.counts["beyond"] += len(beyond)

@@ -23,7 +23,7 @@ LIMIT = 1024.0
 SPAN = 1300.0
 BIAS = 900
 UP = 600
-HUGE = 2.0**400
+HUGE = 2.0**370
 FLOOR = 2.0**-1020
 TINY = 2.0**-1040
 """What products of scaled numbers may lose to underflow, and far more."""
@@ -57,9 +57,9 @@ class Tier(NamedTuple):
         return (2 * self.exp + self.total + self.quotient) * (1 + 2.0**-20)
 
 
-T0 = Tier("T0", 2.0**-51.98, 2.0**-55, 2.0**-52, 2.0**-51.9, 2, 2.0**-20)
-T1 = Tier("T1", 2.0**-79.4, 2.0**-84, 2.0**-78.3, 2.0**-79.3, 2, 2.0**-4)
-T2 = Tier("T2", 2.0**-102.6, 2.0**-100, 2.0**-101, 2.0**-98.5, 3, 2.0**-4)
+T0 = Tier("T0", 2.0**-51.98, 2.0**-88, 2.0**-52, 2.0**-51.9, 2, 2.0**-20)
+T1 = Tier("T1", 2.0**-79.4, 2.0**-88, 2.0**-78.3, 2.0**-79.3, 2, 2.0**-4)
+T2 = Tier("T2", 2.0**-102.6, 2.0**-103, 2.0**-101, 2.0**-98, 3, 2.0**-4)
 TIERS = (T0, T1, T2)
 
 
@@ -220,7 +220,7 @@ def exp_t2(x: Array, low: Array | None, exponent: Array, hi: Array, lo: Array) -
 _GRAINS = tuple(np.array(1.5 * 2.0**e) for e in (BIAS + 17, BIAS - 20, BIAS - 35))
 
 
-def _pieces(hi: Array, lo: Array | None, tier: Tier, axis: int, b: Buffers) -> list[Array]:
+def sum_pieces(hi: Array, lo: Array | None, tier: Tier, axis: int, b: Buffers) -> list[Array]:
     """The sum of one chunk of rows as a few numbers a row, all but the last exact."""
     q, rest = b("q", hi.shape), b("rest", hi.shape)
     found: list[Array] = []
@@ -334,8 +334,8 @@ def within(op: str, logits: Array, extra: Array | None) -> Array:
         good[:] = False
     if extra is not None and extra.ndim == 2:
         size = np.abs(extra.astype(np.float64))
-        low, high = (2.0**-300, 2.0**100) if op == "softmax_vjp" else (2.0**-900, 2.0**20)
-        least = 0.0 if op == "softmax_vjp" else 2.0**-100
+        low, high = (2.0**-300, 2.0**90) if op == "softmax_vjp" else (2.0**-900, 2.0**20)
+        least = 0.0 if op == "softmax_vjp" else 2.0**-60
         good &= ~(((size > high) | ((size < low) & (size > 0))).any(axis=1) | ~(size.max(axis=1) > least))
     return np.asarray(good)
 
@@ -476,7 +476,7 @@ class Block:
         self._scale = UNIT_SCALE - (self.exponent << 52)
         pieces: list[Array] = []
         for start, stop in self.chunks:
-            found = _pieces(*self.exponentials(start, stop), self.tier, self.axis, self.b)
+            found = sum_pieces(*self.exponentials(start, stop), self.tier, self.axis, self.b)
             pieces.extend(found)
         return _gather(pieces)
 
@@ -587,7 +587,8 @@ class Block:
             block = Block("logsumexp", self.tier, 0, x[part], None, Buffers())
             block.prepare()
             sum_hi, sum_lo = (piece.reshape(-1) * 2.0**-BIAS for piece in block.sum)
-            gap, low = dd.two_sum(block.maximum.reshape(-1), -top[part])
+            with np.errstate(over="ignore", invalid="ignore"):
+                gap, low = dd.two_sum(block.maximum.reshape(-1), -top[part])
             far = gap < -SPAN
             head, tail, k[part] = dd.exp(np.where(far, -SPAN, gap), np.where(far, 0.0, low))
             hi[part], lo[part] = dd.mul(sum_hi, sum_lo, head, tail)
@@ -706,7 +707,8 @@ class Block:
                 if part is not None and value is not None:
                     self._set_diagonal(part, value, first, last)
             gone = None if masked is None else self._cross(masked, masked, np.logical_or, first, last)
-            yield Part(first * self.n, last * self.n, hi, lo, np.abs(hi) * (2.2 * self.tier.bound) + TINY, gone)
+            radius = np.abs(hi) * (2.2 * self.tier.bound) + TINY * 2.0 ** (self.up // 2)
+            yield Part(first * self.n, last * self.n, hi, lo, radius, gone)
 
     def _cross(self, a: Array, b: Array, ufunc: Any, first: int, last: int) -> Array:
         """ufunc of a_i and b_j for first <= i < last and every j, laid out as (.., i n + j)."""
@@ -757,7 +759,7 @@ class Block:
         total_hi, total_lo = self.sum
         mean, spill = dd.div(*chained(sums), total_hi / half, total_lo / half)
         relative = 1.01 * (self.bound + (2.0**-53 if self.tier is T0 else 2.0**-98))
-        doubt = relative * half * (sizes / self.sum[0])
+        doubt = relative * (sizes / (total_hi / half)) + 2.0**-1070
         divisor = self._divisor()
         for start, stop in self.chunks:
             p, low = self.quotient(self.exponentials(start, stop, False), divisor)
@@ -794,8 +796,7 @@ def tree(hi: Array, lo: Array, axis: int) -> tuple[Array, Array]:
 
 
 def chained(pairs: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """The sum of a few pairs."""
-    total = pairs[0]
-    for pair in pairs[1:]:
-        total = dd.add(*total, *pair)
-    return total
+    """The sum of the sums of chunks."""
+    hi, lo = (np.stack(column) for column in zip(*pairs, strict=True))
+    hi, lo = tree(hi, lo, 0)
+    return hi[0], lo[0]
