@@ -1,4 +1,18 @@
-"""TODO docstring"""
+"""What one fast tier of the truth shows of an output, block by block of rows: exact counts, and figures with what they may be off by.
+
+T = hi + lo is known to within a radius; with c the output, r = (c - hi) - lo and e = r / ulp(T) are off by that radius and by a few
+roundings, 2^-50 of themselves. A count is exact because an element whose count could change within the radius is left open:
+
+    binade of T          T within the radius of a power of two (but for a probability beside 1: it is below)
+    R = RN(T)            T within the radius of a midpoint, but where T is beside an exact one on the side that lo shows
+    ULP error            a radius above OPEN ulp, or above 2^-20 of T; a difference that overflows
+    error 0              where T may be a number of the format (equal logits) or cancel to 0, and c is within OPEN of it; elsewhere T is
+                         irrational (Lindemann-Weierstrass), so that an error is 0 for no output
+
+Sums carry the sum of the radii and 2^-36 of themselves for the order of addition. Of the maxima the elements are kept that could be
+the largest. Percentile bins are counted by the low and by the high end of each error. Everything can be merged with what the next
+rows show, in their order; survey.Survey resolves what is open.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,85 @@
-"""TODO docstring"""
+"""Certified truth in NumPy, at three accuracies: tiers T0, T1 and T2, each with a proven bound.
+
+Rows of a finite maximum m, without NaN and within(), n <= 2^24. Only + - * / rounded to nearest, integer operations and look-ups are
+used (see engine.truth.dd), and np.add.reduce where the order does not matter. u = 2^-53, C = log 2 / 8192; `half ulp at 2^-e` is
+2^-(e+54), the rounding of a number below 2^-e. A truth comes out as 2^up T = hi + lo. It is off by at most bound(tier, op) |hi|, or by
+Part.radius, wherever |hi| >= 2^-960; below that T may have been lost to underflow, and is as small.
+
+Exponentials: e_j = exp(x_j) 2^(900 - K) or exp(d_j) 2^900, d_j = x_j - m
+--------------------------------------------------------------------------
+Directly where |m| <= LIMIT and no x_j, clamped to m - SPAN, is below -LIMIT; K is floor(t/8192) of m itself, and t rises with x, so that
+2^900 (1 - 2^-14) < max e < 2^901 (1 + 2^-13). Otherwise of d + low, the exact TwoDiff of x and m, |low| <= ulp(d)/2 <= 2^-43. What is below
+-SPAN, and overflows among it, becomes -SPAN with low = 0: e is 2^-1875 of the largest instead of less, times 2^24 no part of any sum,
+and its quotient underflows to 0. Masked logits have hi = 0, and a lo below 2^-1027. As SPAN/log 2 < 1877, 2^(k - K + 900) is normal; a
+result above 2^-977 loses at most 2^-1074 of its lo, nothing beside a sum, and nothing in any e whose quotient is above 2^-960.
+
+    t    the integer nearest to RN(x/C), which is off by 2^-27: |t| < 2^24, and r = x + low - t C, |r| <= R = C/2 (1 + 2^-26) + 2^-43 < 2^-14.528
+    t C1, t C2 and d = x - t C1 are exact, as in engine.truth.dd; |t C2| < 2^-23.4, |t C3| < 2^-55.2, T = 2^(j/8192), exp(x) = 2^k T exp(r)
+
+T0: a = d - t (C2 + C3) + low: two roundings at 2^-14 and one product: 2^-66.9. exp(r) = 1 + a + a^2 (1/2 + a/6), cut off below R^4/24 < 2^-62.69;
+    rounded: a^2 (..) 2^-81.5, the sum w 2^-68, w T 2^-67.5 T. T = RN(2^(j/8192)) and the last sum: u/T and half an ulp. Together
+    2^-52 (1 + 2^-10.5) < 2^-51.998; from the rows as they are 2^-52.01. Stated 2^-51.98.
+T1: s = RN(d - t C2), and (d - s) - t C2 is its error exactly (|d| >= |t C2|: Fast2Sum; else all are multiples of 2^-75 below 2^-22.4). a is
+    that error less t C3, plus low: 2^-95.9. So r = s + a, z = RN(s + a) is off by 2^-68. exp(r) - 1 = s + w, w = a + z^2 (1/2 + z (1/6 +
+    C^2/640 + z/24)): r^5/120 is met by the cubic term but for (C/2)^5/480 at |z| = C/2. In units of 2^-84: z for r, 2^-68 R: 2.8;
+    cut off: 5.5; 1/2 + .., times z^2: 1.9; its two products: 1.4 + 1; + a: 1. Then s = a' + (rest, to w), a' a multiple of 2^-37 of 23
+    bits: 1; |w| < 2^-30. head30 (30 bits) times a' is exact, head30 + a' by Fast2Sum. Relative to T: w T 2; tail30 itself 1; tail30 + z tail30 1
+    (no |tail30| comes within 2^-44.5 of 2^-30); all of these 3.9. The last sum is Fast2Sum. Together 14.6 + 7.9, over exp(r): 22.5 2^-84
+    = 2^-79.5. Stated 2^-79.4.
+T2: dd.exp, 2^-102.7. Stated 2^-102.6. In each tier exp(0) 2^900 is exact, so that the maximum adds no error to a sum of exp(d_j).
+
+Sums S of a row
+---------------
+At most CHUNK = 2^14 numbers at once. Adding and subtracting 1.5 2^917 leaves the multiple of 2^865 nearest to e, of at most 2^36; their sum is
+below 2^50 units: exact in every order, whatever the blocks. The rest, |rest| <= 2^864, is cut at 2^828 likewise, 2^50 units again (T2: the rest,
+now below 2^827, and lo, below 2^848.1, by 2Sum, and cut at 2^813). What is left is summed plainly: a sum of v_1 .. v_n in any order is off
+by u n/2 sum |v| or less if the |v| have one bound, by u n sum |v| at most.
+    T0  v <= 2^827: 2^801 a chunk, 2^-89 S in 2^10 chunks
+    T1  v <= 2^827 and lo, sum |lo| <= u S: 2^-89 S + 2^-92 S
+    T2  v <= 2^812 (1 + 2^-16): 2^786.1 a chunk, 2^-104 S in 2^10 chunks, 2^-114 S in one
+The pieces of one chunk are added by 2Sum, their errors plainly: u^2 S in T0 and T1, 3 u^2 S in T2; those of many chunks exactly, rounded to
+a pair: u^2/2. Together 2^-88.9 S in T0, 2^-88.8 S in T1, 4.5 u^2 S = 2^-103.8 S in T2. Stated 2^-87, 2^-88, 2^-103.
+
+Quotients
+---------
+Divisor D = 2^-up S, scaled by powers of two; its reciprocal by one Newton step, the residual exact by two_prod: u (1 + 2^-50).
+T0: hi times that: 2 u. Stated 2^-52.
+T1: p = RN(hi / D) but for 2^-51.4. head: 27 bits of p, |p - head| <= 2^-27 p. D = first + second + third, 26 bits, 26 bits, the rest. head first
+    and head second are exact, and so are the differences: hi - head first is a multiple of 2^-53 of the binade of p D below 2^-22, the next one a
+    multiple of 2^-78 below 2^-25.9. third, its product and lo: 2^-102. The last sum, of less than 2^-27 p D, its product with the reciprocal, and
+    that: 3 u 2^-27 = 2^-78.41. head + low is Fast2Sum. Stated 2^-78.3.
+T2: dd.div, 15.1 u^2. Stated 2^-101.
+softmax: exp + (exp + total) + quotient, with the products of these: Tier.bound.
+
+log S, and what lies beside 1
+-----------------------------
+S = 1 + s, the maximum subtracted; S 2^-900 - 1 by 2Sum and Fast2Sum is exact for s <= 1, 2 u^2 S above. s is off by exp s + total S, and
+s <= (1 + s) log(1 + s): so log(1 + s) is off by exp + (total + 2 u^2)/log(1 + near) + dd.LOG_BOUND of itself where s >= near: T0 (near = 2^-20)
+2^-51.99 + 2^-68.9, T1 (2^-4) 22.5 + 0.6 units of 2^-84, T2 9.9 + 74.3 + 27.7 = 112 u^2. Below near the others are summed anew against their
+own maximum m', times dd.exp(m' - m) (clamped at -SPAN): s to exp + total + 17 u^2 of itself, and its logarithm too; below 2^-900 that is s.
+Stated 2^-51.9, 2^-79.3, and for T2 2^-98 = 256 u^2: a sum of weights (below) may come to the 112.
+1 - p = (S - e)/S where that is >= 2^-4: the error of e cancels, S is cancelled by 16 at most: 2 exp + 17 total + 18.1 u^2 (T2: 114.3 of 117 u^2;
+T0 one rounding more, below its quotient); else s/(1 + s), s as above. No others: s = 0, and p = 1 exactly.
+
+The ops
+-------
+Sums of pairs are trees of dd.add, 3 u^2 a level, 24 levels: 72 u^2 of the sum of magnitudes. 2^-98 = 256 u^2 covers one, a division and products.
+log_softmax     d + low - L by 2Sum: both terms are <= 0; 3 u^2 of T, beside the error of L
+logsumexp       m + L by 2Sum, radius: Tier.log L, and 2^-100 |hi| for the last roundings
+cross_entropy   m - x_t + L, both >= 0. Soft: sum y_i (m - x_i) + Y L, Y = sum y_i, all terms >= 0: in T0 d and y d are rounded, 2 u, and trees; above
+                7 + 72 u^2 for the first sum, Tier.log's 112 + 7 + 72 u^2 for the second. Products below 2^-969 lose 2^-1073, nothing: d > -1 gives
+                L > 0.3, d <= -1 gives y |d| >= 2^-900
+..._grad        Y p - y by 2Sum, p of the divisor S/Y (dd.div, 87 u^2 with Y): radius p (bound + 2^-98) + 2^-100 |hi|, which also covers a p lost to
+                underflow, y being 0 or above 2^-900. By index: p, and -(1 - p) at the target
+softmax_jacobian -p_i p_j and p_i (1 - p_i), each factor times 2^(up/2): 2 bound and a product (7 u^2; T0 u < 0.6 bound / 3.1): 2.2 bound |hi|. A
+                factor may lose 2^-1074 to underflow, beside another of 2^(up/2) at most: TINY 2^(up/2), TINY = 2^-1040
+softmax_vjp     p_i (g_i - G), G = sum g_j e_j / S: G is off by (2 exp + total + 72 + 22.1 u^2, T0 + u) sum p |g| =: doubt; gap g - G by 2Sum; radius
+                p (|gap| (bound + 2^-98) + doubt + 2^-1070) + 2^-1070 |gap| + TINY, p and gap times 2^(up/2), for what underflows
+
+Ranges, all kept below 2^1023, and factors of exact products below 2^995: logits of LOGARITHMIC ops below HUGE: 2 HUGE 2^(20 + 24 + UP);
+weights 0 or in [2^-900, 2^20], the largest above 2^-60: S/Y < 2^925 2^60; g 0 or in [2^-300, 2^90]: 2^(901 + 24 + 90). UP = 600 keeps what a
+binary64 format can show, 2^-1075 and more, above 2^-475. FLOOR stands for a truth of 0.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +138,7 @@ class Tier(NamedTuple):
         return (2 * self.exp + self.total + self.quotient) * (1 + 2.0**-20)
 
 
-T0 = Tier("T0", 2.0**-51.98, 2.0**-88, 2.0**-52, 2.0**-51.9, 2, 2.0**-20)
+T0 = Tier("T0", 2.0**-51.98, 2.0**-87, 2.0**-52, 2.0**-51.9, 2, 2.0**-20)
 T1 = Tier("T1", 2.0**-79.4, 2.0**-88, 2.0**-78.3, 2.0**-79.3, 2, 2.0**-4)
 T2 = Tier("T2", 2.0**-102.6, 2.0**-103, 2.0**-101, 2.0**-98, 3, 2.0**-4)
 TIERS = (T0, T1, T2)

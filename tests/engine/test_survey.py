@@ -1,0 +1,535 @@
+"""Survey: every figure by the fast tiers is the exact path's, bit for bit, whatever the logits and whatever the output."""
+
+import math
+import multiprocessing
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+import engine
+from engine import Disagreement, Problem, screen, survey, verify
+from engine.arithmetic import Arithmetic, Recorder
+from engine.errors import Undecided
+from engine.formats import FORMATS, from_ordinals, ordinals, round_array, widen
+from engine.survey import Survey
+from engine.truth import Truth, fast
+from engine.variants import of_op
+from tests import rows
+
+INF, NAN = math.inf, math.nan
+WORST = 8
+TASKS = (
+    "softmax",
+    "log_softmax",
+    "logsumexp",
+    "cross_entropy of indices",
+    "cross_entropy of weights",
+    "cross_entropy_grad of indices",
+    "cross_entropy_grad of weights",
+    "softmax_jacobian",
+    "softmax_vjp",
+)
+every_task = pytest.mark.parametrize("task", TASKS)
+every_format = pytest.mark.parametrize("fmt", list(FORMATS))
+
+
+def described(judged_metrics, worst, bound, status, absorbed):
+    """Figures as text, in which NaN equals NaN and -0 is not 0."""
+    named = {**asdict(judged_metrics), "worst": worst, "bound": bound, "status": status, "absorbed": absorbed}
+    return {name: repr(value) for name, value in named.items()}
+
+
+def exactly(output, truth):
+    """The figures by the exact path."""
+    try:
+        found = verify._exactly(output, truth, True, WORST)
+    except Undecided:
+        return {"undecided": "yes"}
+    return described(found.metrics, found.worst, (found.bound.coefficient, found.bound.exceeded), found.status, found.absorbed)
+
+
+def read(surveyed):
+    """The figures of a survey."""
+    try:
+        return _read(surveyed)
+    except Undecided:
+        return {"undecided": "yes"}
+
+
+def _read(surveyed):
+    found = surveyed.metrics(True)
+    absorbed = verify._absorbed_fault(*surveyed.absorbed(), surveyed.cells, surveyed.truth)
+    return described(found, surveyed.worst(WORST), surveyed.bound(), surveyed.status(), absorbed)
+
+
+def assert_same(output, truth, label, **how):
+    """The survey of an output gives the exact path's figures; returns the survey."""
+    taken = Survey(output, Truth(truth.problem, truth.fmt), WORST, **how)
+    found, expected = read(taken), exactly(output, truth)
+    different = {name: (expected.get(name), found.get(name)) for name in expected | found if expected.get(name) != found.get(name)}
+    assert not different, f"{truth.op.name} {truth.fmt.name} {label}"
+    return taken
+
+
+def run(variant, problem, fmt):
+    """A catalogue variant's output; logits of another format than the output's are rounded to it first."""
+    given = [problem.targets, problem.grad_output]
+    arguments = [round_array(problem.logits, fmt), *(tensor for tensor in given if tensor is not None)]
+    return variant.run(*arguments, Arithmetic(fmt, "numpy", Recorder()))
+
+
+# ---- logits ----------------------------------------------------------------------------------------------------------
+
+
+def _gaussian(rows_, n, sigma=1.0, offset=0.0):
+    return lambda rng, fmt: rng.standard_normal((rows_, n)) * sigma + offset
+
+
+def _masked(sigma):
+    def make(rng, fmt):
+        x = rng.standard_normal((8, 10)) * sigma
+        return np.where((rng.random(x.shape) < 0.4) & (np.arange(10) > 0), -INF, x)
+
+    return make
+
+
+def _special(rng, fmt):
+    x = rng.standard_normal((9, 6))
+    x[1], x[2, 3], x[3], x[4, :5], x[5] = NAN, INF, -INF, -INF, 2.5
+    x[6, :2], x[7, 0], x[7, 5] = (NAN, INF), -INF, INF
+    return x
+
+
+def _few(rng, fmt):
+    x = np.full((5, 6), -INF)
+    x[1, 2], x[2, :2], x[3, 3], x[4, 1:5] = 3, 1, -fmt.largest, (0, -fmt.largest, fmt.largest, 0)
+    return x
+
+
+def _one_ahead(gaps):
+    def make(rng, fmt):
+        x = np.zeros((len(gaps), 6))
+        x[np.arange(len(gaps)), np.arange(len(gaps)) % 6] = [min(gap, fmt.largest / 4) for gap in gaps]
+        return x
+
+    return make
+
+
+def _behind(distance, spread):
+    """One logit at 0, the others about as far below it as the format's limits are."""
+
+    def make(rng, fmt):
+        x = -distance(fmt) * math.log(2) + rng.normal(0, spread, (8, 6))
+        x[:, 0] = 0
+        return x
+
+    return make
+
+
+def _choice(*values):
+    return lambda rng, fmt: rng.choice([value(fmt) if callable(value) else value for value in values], (6, 5))
+
+
+LOGITS = {
+    "normal": _gaussian(6, 8),
+    "sigma 10": _gaussian(4, 20, 10),
+    "sigma 300": _gaussian(4, 12, 300),
+    "sigma 1000": _gaussian(4, 12, 1000),
+    "offset": _gaussian(4, 9, 1, 30000),
+    "one row": _gaussian(1, 9),
+    "n = 1": _gaussian(5, 1, 10),
+    "n = 2": _gaussian(9, 2, 5),
+    "n = 63": _gaussian(2, 63),
+    "n = 64": _gaussian(2, 64),
+    "n = 65": _gaussian(2, 65, 5),
+    "masks": _masked(1),
+    "masks, sigma 200": _masked(200),
+    "NaN, infinities, masks": _special,
+    "few finite": _few,
+    "fully masked": lambda rng, fmt: np.full((3, 4), -INF),
+    "all NaN": lambda rng, fmt: np.full((2, 4), NAN),
+    "all equal": lambda rng, fmt: np.repeat(rng.standard_normal((6, 1)) * 10, 7, axis=1),
+    "8 equal": lambda rng, fmt: np.repeat(rng.standard_normal((6, 1)) * 10, 8, axis=1),
+    "ties": lambda rng, fmt: np.round(rng.standard_normal((6, 9))),
+    "identical rows": lambda rng, fmt: np.tile(rng.standard_normal((1, 11)) * 3, (6, 1)),
+    "low entropy": lambda rng, fmt: rng.choice([-1.5, 0.25, 2.0], (2, 150)),
+    "saturated": _one_ahead((5, 20, 50, 100, 700, 1e308)),
+    "largest": _choice(lambda fmt: fmt.largest, lambda fmt: -fmt.largest, lambda fmt: fmt.largest / 2, 0, 1),
+    "smallest": _choice(lambda fmt: fmt.smallest_subnormal, lambda fmt: -3 * fmt.smallest_subnormal, 0),
+    "smallest normal": _choice(lambda fmt: fmt.smallest_normal, lambda fmt: -fmt.smallest_normal, 0, 1),
+    "weights about to underflow": _behind(lambda fmt: -fmt.emin, 8),
+    "weights about to vanish": _behind(lambda fmt: fmt.precision - fmt.emin, 2),
+    "confident": _behind(lambda fmt: fmt.precision, 1),
+    "deep": lambda rng, fmt: np.where(np.arange(6) == 0, 0, -rng.uniform(600, 1400, (8, 6))),
+    "pair": lambda rng, fmt: np.stack([np.zeros(8), -(10.0 ** rng.uniform(0, 3.5, 8))], axis=1),
+}
+FAMILIES = {name: lambda rng, fmt, name=name: engine.generate(name, 6, 11, 7) for name in engine.inputs.FAMILIES}
+
+
+def adversarial(fmt, seed, count):
+    """The rows of tests.rows of equal length, together."""
+    by_length = {}
+    for row in rows.rows(fmt.name, seed, count):
+        by_length.setdefault(len(row.logits), []).append(row.logits)
+    return {f"adversarial, n = {n}": lambda rng, fmt, x=x: np.array(x) for n, x in by_length.items()}
+
+
+# ---- what else an op needs -------------------------------------------------------------------------------------------
+
+
+def _softmax(x):
+    finite = np.where(np.isfinite(x), x, -1e4)
+    with np.errstate(over="ignore"):
+        weights = np.exp(finite - finite.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+WEIGHTS = {
+    "a distribution": lambda rng, x, fmt: rng.dirichlet(np.ones(x.shape[1]), len(x)),
+    "none on masks": lambda rng, x, fmt: rng.dirichlet(np.ones(x.shape[1]), len(x)) * (x != -INF),
+    "the softmax": lambda rng, x, fmt: _softmax(x),
+    "zeros": lambda rng, x, fmt: np.zeros(x.shape),
+    "one-hot": lambda rng, x, fmt: np.eye(x.shape[1])[rng.integers(0, x.shape[1], len(x))],
+    "uniform": lambda rng, x, fmt: np.full(x.shape, 1 / x.shape[1]),
+    "sparse": lambda rng, x, fmt: rng.choice([0, 0, 0.25, 1, 3], x.shape),
+    "tiny": lambda rng, x, fmt: np.full(x.shape, fmt.smallest_subnormal),
+    "huge": lambda rng, x, fmt: rng.random(x.shape) * fmt.largest,
+}
+GRADS = {
+    "normal": lambda rng, x, fmt: rng.standard_normal(x.shape),
+    "constant": lambda rng, x, fmt: np.full(x.shape, 3.0),
+    "constant in a row": lambda rng, x, fmt: np.repeat(rng.standard_normal((len(x), 1)), x.shape[1], axis=1),
+    "signs": lambda rng, x, fmt: rng.choice([-1.0, 0, 1], x.shape),
+    "cancelling": lambda rng, x, fmt: 1 + rng.choice([0, 1, 3], x.shape) * 2.0 ** (1 - fmt.precision),
+    "huge": lambda rng, x, fmt: rng.uniform(-0.9, 0.9, x.shape) * fmt.largest,
+    "of every size": lambda rng, x, fmt: rng.standard_normal(x.shape) * np.minimum(10.0 ** rng.uniform(-30, 30, x.shape), 1e4),
+    "zeros": lambda rng, x, fmt: np.zeros(x.shape),
+}
+
+
+def problem_of(task, x, fmt, rng, which):
+    """A task's problem with logits x; the `which`-th kind of weights or gradient."""
+    op, _, kind = task.partition(" of ")
+    if kind == "indices":
+        return Problem(op, x, rng.integers(0, x.shape[1], len(x)))
+    made = list(WEIGHTS.items() if kind else GRADS.items())
+    tensor = round_array(made[which % len(made)][1](rng, widen(x), fmt), fmt)
+    return Problem(op, x, tensor) if kind else Problem(op, x, None, tensor if op == "softmax_vjp" else None)
+
+
+# ---- outputs ---------------------------------------------------------------------------------------------------------
+
+
+def _stepped(right, steps, fmt):
+    """Some representable numbers further; NaN stays."""
+    moved = np.clip(ordinals(right, fmt) + steps, -fmt.infinity_ordinal, fmt.infinity_ordinal)
+    return np.where(np.isnan(widen(right)), right, from_ordinals(moved, fmt))
+
+
+def _sprinkled(value):
+    return lambda rng, right, fmt: np.where(rng.random(right.shape) < 0.2, np.asarray(value, fmt.dtype), right)
+
+
+def _filled(value):
+    return lambda rng, right, fmt: np.full(right.shape, value(fmt) if callable(value) else value).astype(fmt.dtype)
+
+
+def _times(factor):
+    return lambda rng, right, fmt: round_array(np.clip(widen(right), -1e300, 1e300) * factor, fmt)
+
+
+def _one(value):
+    def make(rng, right, fmt):
+        wrong = right.copy()
+        wrong.reshape(-1)[rng.integers(right.size)] = value
+        return wrong
+
+    return make
+
+
+OUTPUTS = {
+    "correctly rounded": lambda rng, right, fmt: right,
+    "an ulp above": lambda rng, right, fmt: _stepped(right, 1, fmt),
+    "an ulp below": lambda rng, right, fmt: _stepped(right, -1, fmt),
+    "an ulp about": lambda rng, right, fmt: _stepped(right, rng.integers(-1, 2, right.shape), fmt),
+    "many ulps about": lambda rng, right, fmt: _stepped(right, rng.integers(-900, 901, right.shape), fmt),
+    "zeros": _filled(0.0),
+    "negative zeros": _filled(-0.0),
+    "some zeros": _sprinkled(0),
+    "some NaN": _sprinkled(NAN),
+    "some inf": _sprinkled(INF),
+    "some -inf": _sprinkled(-INF),
+    "all NaN": _filled(NAN),
+    "all inf": _filled(INF),
+    "all -inf": _filled(-INF),
+    "largest": _filled(lambda fmt: fmt.largest),
+    "ones": _filled(1.0),
+    "a constant": _filled(0.1),
+    "negated": _times(-1),
+    "half": _times(0.5),
+    "tenfold": _times(10),
+    "noisy": lambda rng, right, fmt: _times(1 + rng.standard_normal(right.shape) * 10.0 ** rng.uniform(-8, 0))(rng, right, fmt),
+    "numbers of every size": lambda rng, right, fmt: from_ordinals(
+        rng.integers(-fmt.infinity_ordinal, fmt.infinity_ordinal + 1, right.shape), fmt
+    ),
+    "subnormals": lambda rng, right, fmt: from_ordinals(rng.integers(-fmt.normal_ordinal, fmt.normal_ordinal, right.shape), fmt),
+    "uniform": lambda rng, right, fmt: round_array(rng.random(right.shape), fmt),
+    "shuffled": lambda rng, right, fmt: rng.permutation(right.reshape(-1)).reshape(right.shape),
+    "one wrong": _one(0.3),
+    "one zero": _one(0),
+    "one inf": _one(INF),
+}
+
+
+def outputs_of(problem, truth, rng, chosen):
+    """(name, output) of hostile outputs and of the catalogue's variants; chosen(how many there are): which."""
+    variants = of_op(truth.op.name)
+    for k in chosen(len(OUTPUTS) + len(variants)):
+        if k < len(OUTPUTS):
+            name, make = list(OUTPUTS.items())[k]
+            yield name, make(rng, truth.rounded(), truth.fmt)
+        else:
+            variant = variants[k - len(OUTPUTS)]
+            yield variant.name, run(variant, problem, truth.fmt)
+
+
+def fitting(task, x):
+    """A Jacobian is the square of its logits: fewer rows, shorter ones."""
+    return x[:3, :12] if task == "softmax_jacobian" else x
+
+
+def compare(task, fmt, kinds, seed, chosen, **how):
+    """Survey and exact path over kinds of logits."""
+    for k, (kind, make) in enumerate(kinds.items()):
+        rng = np.random.default_rng([seed, k])
+        other = fmt if k % 5 else FORMATS[list(FORMATS)[(k + seed) % 4]]  # logits are taken as stored, in any format
+        x = fitting(task, round_array(make(rng, other), other))
+        problem = problem_of(task, x, fmt, rng, k + seed)
+        truth = Truth(problem, fmt)
+        for name, output in outputs_of(problem, truth, rng, lambda count, k=k: chosen(k, count)):
+            assert_same(output, truth, f"{kind}; {name}", **how)
+
+
+def seed_of(task, fmt):
+    return 4 * TASKS.index(task) + list(FORMATS).index(fmt)
+
+
+# ---- the same figures ------------------------------------------------------------------------------------------------
+
+
+@every_format
+@every_task
+def test_figures_of_logits_of_every_kind(task, fmt):
+    seed = seed_of(task, fmt)
+    compare(task, FORMATS[fmt], LOGITS | FAMILIES, seed, lambda k, count: [(k + seed) % count])
+
+
+@every_format
+@every_task
+def test_figures_of_outputs_of_every_kind(task, fmt):
+    kinds = list(LOGITS.items())
+    seed = seed_of(task, fmt)
+    for k in range(0, len(kinds), 6):
+        name, make = kinds[(k + seed) % len(kinds)]
+        compare(task, FORMATS[fmt], {name: make}, seed + k, lambda _, count, k=k: range(k // 6, count, 3))
+
+
+@every_format
+@every_task
+def test_figures_of_adversarial_rows(task, fmt):
+    seed = seed_of(task, fmt)
+    kinds = adversarial(FORMATS[fmt], seed, 48)
+    compare(
+        task, FORMATS[fmt], kinds, seed, lambda k, count: [(3 * k + seed) % len(OUTPUTS), count - 1 - k % (count - len(OUTPUTS))]
+    )
+
+
+LONG = [task for task in TASKS if task != "softmax_jacobian"]
+
+
+@pytest.mark.parametrize("task", LONG)
+def test_figures_of_a_row_longer_than_a_chunk(task):
+    fmt = FORMATS[list(FORMATS)[LONG.index(task) % 4]]
+    rng = np.random.default_rng(LONG.index(task))
+    x = round_array(rng.standard_normal((1, fast.CHUNK + 100)) * 3, fmt)
+    problem = problem_of(task, x, fmt, rng, 0)
+    assert_same(run(of_op(problem.op)[-1], problem, fmt), Truth(problem, fmt), "long")
+
+
+@every_format
+@every_task
+def test_figures_do_not_depend_on_how_a_row_is_cut(task, fmt, monkeypatch):
+    """Rows longer than a chunk, and longer than what is kept of a row's exponentials; all rows laid out as rows, all as columns."""
+    for chunk, kept, short in ((64, 256, 1), (64, 96, 300)):
+        for module, name, value in ((fast, "CHUNK", chunk), (screen, "CHUNK", chunk), (fast, "KEPT", kept), (fast, "SHORT", short)):
+            monkeypatch.setattr(module, name, value)
+        kinds = {
+            "long": lambda rng, _: rng.standard_normal((2, 150)) * 5,
+            "long, masked": lambda rng, _: np.where(rng.random((2, 70)) < 0.5, -INF, rng.standard_normal((2, 70)) * 50),
+            "short": lambda rng, _: rng.standard_normal((30, 7)) * 5,
+        }
+        seed = seed_of(task, fmt)
+        compare(task, FORMATS[fmt], kinds, seed, lambda k, count, seed=seed: [(7 * k + seed) % count, count - 1])
+
+
+# ---- tiers -----------------------------------------------------------------------------------------------------------
+
+
+@every_format
+@every_task
+def test_figures_where_the_fast_tiers_decide_little(task, fmt):
+    """Within 2^-9 ulp of any boundary nothing is taken as decided: what hardly ever happens, made to happen."""
+    seed = seed_of(task, fmt)
+    names = ["normal", "sigma 10", "masks", "NaN, infinities, masks", "8 equal", "identical rows", "confident"]
+    kinds = {name: LOGITS[name] for name in names}
+    compare(task, FORMATS[fmt], kinds, seed, lambda k, count: [(5 * k + seed) % count], ambiguity=2.0**-9)
+
+
+@every_format
+def test_every_tier_is_used_where_the_fast_ones_decide_little(fmt):
+    form = FORMATS[fmt]
+    rng = np.random.default_rng(3)
+    x = round_array(np.vstack([rng.standard_normal((40, 50)), np.zeros((2, 50))]), form)
+    problem = Problem("softmax", x)
+    taken = assert_same(run(of_op("softmax")[0], problem, form), Truth(problem, form), "", ambiguity=2.0**-9)
+    assert {"T1", "T2", "T3"} <= set(taken.certificate().tiers)
+
+
+def undecided(monkeypatch, below):
+    """Make the means of every tier below one stay open."""
+    mean = Survey._mean
+
+    def never(self, name, count):
+        if self.level < below:
+            raise survey._Open
+        return mean(self, name, count)
+
+    monkeypatch.setattr(Survey, "_mean", never)
+
+
+@every_format
+@every_task
+def test_an_open_mean_takes_everything_to_the_next_tier_and_at_last_to_the_exact_path(task, fmt, monkeypatch):
+    for below in (2, 3):
+        with monkeypatch.context() as patch:
+            undecided(patch, below)
+            compare(task, FORMATS[fmt], {"normal": LOGITS["normal"]}, seed_of(task, fmt), lambda k, count: [4, count - 1])
+
+
+def test_the_certificate_names_the_tier_that_decided(monkeypatch):
+    problem = Problem("softmax", np.random.default_rng(5).standard_normal((20, 30)).astype(np.float32))
+    truth = Truth(problem, FORMATS["float32"])
+    tiers = []
+    for below in (0, 1, 2, 3):
+        undecided(monkeypatch, below)
+        taken = Survey(truth.rounded(), Truth(problem, truth.fmt))
+        taken.metrics()
+        tiers.append(taken.certificate().tiers)
+        assert sum(tiers[-1].values()) == 600
+    assert [max(found, key=found.get) for found in tiers] == ["T0", "T1", "T2", "T3"]
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------------
+
+
+def backwards(function, arguments):
+    """Like map, but the last part is run first."""
+    return reversed([function(argument) for argument in reversed(list(arguments))])
+
+
+def _batch(task, fmt):
+    rng = np.random.default_rng(seed_of(task, fmt))
+    form = FORMATS[fmt]
+    x = fitting(task, round_array(np.vstack([rng.standard_normal((20, 6)) * 5, _special(rng, form)]), form))
+    problem = problem_of(task, x, form, rng, 0)
+    truth = Truth(problem, form)
+    return truth, round_array(np.where(rng.random(truth.shape) < 0.1, 0.3, widen(truth.rounded())), form)
+
+
+@every_format
+@every_task
+def test_figures_do_not_depend_on_the_parts_nor_on_their_order(task, fmt, monkeypatch):
+    truth, output = _batch(task, fmt)
+    for part in (1, 40, 1 << 20):
+        monkeypatch.setattr(survey, "PART", part)
+        assert_same(output, truth, part)
+        assert_same(output, truth, f"{part} backwards", map=backwards)
+
+
+def test_figures_do_not_depend_on_processes(monkeypatch):
+    monkeypatch.setattr(survey, "PART", 40)
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        for task in TASKS:
+            assert_same(*reversed(_batch(task, "float32")), task, map=pool.imap)
+
+
+# ---- audit -----------------------------------------------------------------------------------------------------------
+
+
+@every_format
+@every_task
+def test_an_audit_agrees(task, fmt):
+    truth, output = _batch(task, fmt)
+    Survey(output, truth).audit(1000)
+
+
+def test_a_budget_of_nothing_audits_nothing(monkeypatch):
+    truth, output = _batch("softmax", "float32")
+    taken = Survey(output, truth)
+    monkeypatch.setattr(Truth, "exact_cell", None)
+    taken.audit(0)
+
+
+@pytest.mark.parametrize("task", ["softmax", "log_softmax", "logsumexp", "softmax_vjp", "softmax_jacobian"])
+@pytest.mark.parametrize("fmt", ["float32", "float64"])
+def test_an_audit_finds_a_wrong_constant(task, fmt, monkeypatch):
+    """Every second entry of the kernels' tables is off in its 30th bit."""
+    right = fast._constants()
+    wrong = np.where(np.arange(right.head.size) % 2, 1 + 2.0**-30, 1)
+    broken = right._replace(head=right.head * wrong, head30=right.head30 * wrong)
+    rng = np.random.default_rng(1)
+    x = round_array(rng.standard_normal((30, 8)), FORMATS[fmt])
+    problem = problem_of(task, x, FORMATS[fmt], rng, 0)
+    truth = Truth(problem, FORMATS[fmt])
+    Survey(truth.rounded(), Truth(problem, truth.fmt)).audit(10_000)
+    monkeypatch.setattr(fast, "_constants", lambda: broken)
+    with pytest.raises(
+        Disagreement, match=rf"T[01] and the exact path disagree on element \d+ of {truth.op.name} in {fmt}: .* logits \["
+    ):
+        Survey(truth.rounded(), Truth(problem, truth.fmt)).audit(10_000)
+
+
+# ---- the full counts -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("chunk", range(10))
+@every_format
+def test_figures_of_a_million_elements(fmt, chunk):
+    form = FORMATS[fmt]
+    task = TASKS[chunk % len(TASKS)]
+    rng = np.random.default_rng([chunk, seed_of(task, fmt)])
+    shape = {"softmax_jacobian": (40, 50), "logsumexp": (2000, 50)}.get(task, (1000, 100))
+    x = round_array(rng.standard_normal(shape) * rng.choice([1, 10, 100]), form)
+    problem = problem_of(task, x, form, rng, 0)
+    variants = of_op(problem.op)
+    assert_same(run(variants[chunk % len(variants)], problem, form), Truth(problem, form), chunk)
+
+
+@pytest.mark.soak
+@every_format
+@pytest.mark.parametrize("task", LONG)
+def test_figures_of_a_row_longer_than_what_is_kept(task, fmt):
+    form = FORMATS[fmt]
+    rng = np.random.default_rng(seed_of(task, fmt))
+    x = round_array(rng.standard_normal((1, fast.KEPT + 1)) * 3, form)
+    problem = problem_of(task, x, form, rng, 0)
+    assert_same(run(of_op(problem.op)[-1], problem, form), Truth(problem, form), "long")
+
+
+@pytest.mark.soak
+@every_format
+@every_task
+def test_figures_of_every_output_of_logits_of_every_kind(task, fmt):
+    compare(task, FORMATS[fmt], LOGITS | FAMILIES, seed_of(task, fmt), lambda k, count: range(count))
