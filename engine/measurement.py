@@ -5,7 +5,7 @@ An error is an interval in units of 2^-W ulp. Where a figure needs more, the tru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
 from math import inf
@@ -54,11 +54,10 @@ class Cells:
         self.output = output
         self.compared = compared
         self.bits = FAST_BITS[0]
-        truth.expect(compared)
         self.exact_bits = max(truth.bits, FAST_BITS[-1] + 1)
         self._base: dict[int, Interval] = {}
         self._loose: dict[int, Interval] = {}
-        truth.prefetch(compared)
+        truth.prepare(compared)
 
     def finer(self, bits: int, what: str) -> tuple[int, int]:
         """The next precision, and by how much it grew; Undecided past the cap."""
@@ -184,8 +183,7 @@ class Cells:
 
     def largest(self, name: str, indices: Sequence[int]) -> tuple[float, int]:
         """The largest figure ("ulp", "rel" or "abs") of some elements to 40 bits, and the first that has it."""
-        self.truth.prefetch(indices)
-        self.truth.expect(indices)
+        self.truth.prepare(indices)
         figure, exp = {
             "ulp": (self._ulp, self._ulp_unit),
             "rel": (self._relative, self._relative_unit),
@@ -200,8 +198,7 @@ class Cells:
             e = self.anything(index, bits)
             if isinstance(e, float) or e[0] == e[1]:
                 return decimal(e, digits)
-            lo, hi, exp = hull(e)
-            ends = {decimal((man, man, exp), digits) for man in (lo, hi)}
+            ends = {decimal(end, digits) for end in _ends(e)}
             if len(ends) == 1:
                 return ends.pop()
             bits, _ = self.finer(bits, "a decimal")
@@ -378,6 +375,15 @@ def _mean(intervals: Sequence[Interval], exp: int) -> float | None:
 def _units(num: int, den: int, unit: int) -> tuple[int, int]:
     """num / den in units of 2^unit, as a quotient of integers."""
     return (num, den << unit) if unit >= 0 else (num << -unit, den)
+
+
+def _ends(e: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
+    """Both ends of an enclosure; where a stand-in begins at an exact number, a point just beside that, on the side of T."""
+    lo, hi, exp = hull(e)
+    inward = 1 << 64
+    beside = (lo % 4 == 0, hi % 4 == 0) if isinstance(e, StandIn) else (False, False)
+    yield lo * inward + beside[0], lo * inward + beside[0], exp - 64
+    yield hi * inward - beside[1], hi * inward - beside[1], exp - 64
 
 
 def _top(e: tuple[int, int, int]) -> int:

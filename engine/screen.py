@@ -1,4 +1,5 @@
-"""What one fast tier of the truth shows of an output, block by block of rows: exact counts, and figures with what they may be off by.
+"""What one fast tier of the truth shows of an output, block by block of rows: exact counts, and figures with what they may be off
+by.
 
 T = hi + lo is known to within a radius; with c the output, r = (c - hi) - lo and e = r / ulp(T) are off by that radius and by a few
 roundings, 2^-50 of themselves. A count is exact because an element whose count could change within the radius is left open:
@@ -6,7 +7,8 @@ roundings, 2^-50 of themselves. A count is exact because an element whose count 
     binade of T          T within the radius of a power of two (but for a probability beside 1: it is below)
     R = RN(T)            T within the radius of a midpoint, but where T is beside an exact one on the side that lo shows
     ULP error            a radius above OPEN ulp, or above 2^-20 of T; a difference that overflows
-    error 0              where T may be a number of the format (equal logits) or cancel to 0, and c is within OPEN of it; elsewhere T is
+    error 0              where T may be a number of the format (equal logits) or cancel to 0, and c is within OPEN of it;
+    elsewhere T is
                          irrational (Lindemann-Weierstrass), so that an error is 0 for no output
 
 Sums carry the sum of the radii and 2^-36 of themselves for the order of addition. Of the maxima the elements are kept that could be
@@ -45,6 +47,8 @@ _COUNT = 31 << 7
 _TOP = 2.0**20
 _LOG = 2.0**-32
 """Relative error of what goes through the logarithm here."""
+_LOST = 2.0**-1018
+"""What underflow, and FLOOR, may have made of a truth."""
 _SUM = 2.0**-36
 """Relative error of a sum of at most 2^14 numbers of one sign, and of the few operations before it."""
 
@@ -93,7 +97,8 @@ class Candidates:
             return np.empty(0, np.int64), np.empty(0), np.empty(0)
         index, value, radius = (np.concatenate(rows) for rows in (self.index, self.value, self.radius))
         if index.size >= self.keep:
-            lower = np.partition(value - radius, -self.keep)[-self.keep]
+            with np.errstate(invalid="ignore"):
+                lower = np.partition(value - radius, -self.keep)[-self.keep]
             self._raise(float(lower))
         kept = value + radius >= self.least
         order = np.argsort(index[kept], kind="stable")
@@ -773,6 +778,9 @@ class _Rows:
     def _zeros(self, cell: _Cells) -> None:
         """Zeros in the output, and which numbers are normal."""
         cell.normal = None if float(cell.rounded.min()) >= self.low_binade else cell.rounded >= self.low_binade
+        if cell.odd.size:
+            cell.normal = cell.rounded >= self.low_binade
+            cell.normal.reshape(-1)[cell.odd] = False
         cell.zero = None
         if not self.zeros:
             return
@@ -853,15 +861,16 @@ class _Rows:
         else:
             used = np.where(size > -inf, radius, 0.0)
             ulp, rel, absolute = (float(v.max()) for v in (used * cell.inverse, used / cell.a, used))
+        ulp += _LOST * float(cell.inverse.max())
         top = max(float(size.max()), 0.0)
         self.p.most["ulp"].offer(size, partial(self._doubts, cell, top), top * (1 + 2.0**-49) + ulp, cell.place)
-        self._offer("abs", difference, absolute, cell)
+        self._offer("abs", difference, absolute + _LOST, cell)
         self._rank_shares(cell, rel)
 
     def _doubts(self, cell: _Cells, top: float) -> Array:
         """What every ULP error may be off by."""
         known = self.block.bound * cell.a if cell.part.radius is None else cell.part.radius
-        return np.asarray(known * cell.inverse + top * 2.0**-50)
+        return np.asarray((known + _LOST) * cell.inverse + top * 2.0**-50)
 
     def _rank_shares(self, cell: _Cells, rel: float) -> None:
         """Relative errors: of a 0 where T is not 0 it is 1, and infinite where T is 0 and the output is not."""

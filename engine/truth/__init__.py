@@ -147,6 +147,21 @@ class Truth:
         for index, found in enclosures(self, FAST_TIERS[level], wanted):
             known[index] = found
 
+    def _told(self, level: int, found: Enclosure) -> tuple[int | None, int | None] | None:
+        """What a fast tier's enclosure decides; a forced ambiguity shrinks from tier to tier, so that each has something to do."""
+        return _decide(_blurred(found, self.ambiguity ** (level + 1), self.fmt), self.fmt)
+
+    def prepare(self, indices: Sequence[int]) -> None:
+        """Take elements to the fast tiers, many at a time: all to the first, to the next those that it does not decide."""
+        self.expect(indices)
+        self.prefetch(indices)
+        rest = []
+        for index in indices:
+            found = self._cells[0][index]
+            if found is None or not _narrower(found, FAST_BITS[0]) or self._told(0, found) is None:
+                rest.append(index)
+        self.prefetch(rest, 1)
+
     def tiers(self) -> Iterable[str]:
         """The finest tier of each element that was looked at by itself."""
         return self._used.values()
@@ -188,7 +203,7 @@ class Truth:
     def _decide_cell(self, index: int) -> tuple[int | None, int | None]:
         for level in range(len(FAST_TIERS)):
             found = self._fast_cell(level, index)
-            if found is not None and (decided := _decide(_blurred(found, self.ambiguity, self.fmt), self.fmt)) is not None:
+            if found is not None and (decided := self._told(level, found)) is not None:
                 return decided
         bits = self.bits
         while (decided := _decide(self.exact_cell(index, bits), self.fmt)) is None:

@@ -1,84 +1,93 @@
-"""Certified truth in NumPy, at three accuracies: tiers T0, T1 and T2, each with a proven bound.
+"""Certified truth in NumPy at three accuracies: the tiers T0, T1 and T2, each with a proven bound.
 
-Rows of a finite maximum m, without NaN and within(), n <= 2^24. Only + - * / rounded to nearest, integer operations and look-ups are
-used (see engine.truth.dd), and np.add.reduce where the order does not matter. u = 2^-53, C = log 2 / 8192; `half ulp at 2^-e` is
-2^-(e+54), the rounding of a number below 2^-e. A truth comes out as 2^up T = hi + lo. It is off by at most bound(tier, op) |hi|, or by
-Part.radius, wherever |hi| >= 2^-960; below that T may have been lost to underflow, and is as small.
+For rows of a finite maximum m, without NaN, that are within(); n <= 2^24. Only + - * / rounded to nearest, integer operations and
+look-ups are used, as in engine.truth.dd, and np.add.reduce, whose order the bounds leave open. u = 2^-53, C = log 2 / 8192. A truth
+T is given as 2^up T = hi + lo, off by at most bound(tier, op) |hi|, or by Part.radius. That holds where |hi| >= 2^-960; a smaller
+hi only says that 2^up T is smaller too.
 
-Exponentials: e_j = exp(x_j) 2^(900 - K) or exp(d_j) 2^900, d_j = x_j - m
---------------------------------------------------------------------------
-Directly where |m| <= LIMIT and no x_j, clamped to m - SPAN, is below -LIMIT; K is floor(t/8192) of m itself, and t rises with x, so that
-2^900 (1 - 2^-14) < max e < 2^901 (1 + 2^-13). Otherwise of d + low, the exact TwoDiff of x and m, |low| <= ulp(d)/2 <= 2^-43. What is below
--SPAN, and overflows among it, becomes -SPAN with low = 0: e is 2^-1875 of the largest instead of less, times 2^24 no part of any sum,
-and its quotient underflows to 0. Masked logits have hi = 0, and a lo below 2^-1027. As SPAN/log 2 < 1877, 2^(k - K + 900) is normal; a
-result above 2^-977 loses at most 2^-1074 of its lo, nothing beside a sum, and nothing in any e whose quotient is above 2^-960.
+Exponentials, e = exp(x) 2^(900 - K) or exp(x - m) 2^900
+--------------------------------------------------------
+Directly where |m| <= LIMIT and no x, clamped to m - SPAN, is below -LIMIT: K = floor(t/8192) of m itself, and t rises with x, so
+2^900 (1 - 2^-14) < max e < 2^901 (1 + 2^-14). Otherwise of d + low, the exact TwoDiff of x and m: |low| <= ulp(d)/2 <= 2^-43. A d
+below -SPAN, or one that overflows, is taken as -SPAN, low as 0: e is then 2^-1875 of the largest instead of less, 2^24 times which
+is nothing in any sum, and its quotient underflows to 0. Of a masked logit hi = 0, and lo < 2^-1027. SPAN/log 2 < 1877, so the
+scaling is exact but for a lo below 2^-1022, by 2^-1074: nothing in a sum, nor in an e whose quotient is above 2^-960.
 
-    t    the integer nearest to RN(x/C), which is off by 2^-27: |t| < 2^24, and r = x + low - t C, |r| <= R = C/2 (1 + 2^-26) + 2^-43 < 2^-14.528
-    t C1, t C2 and d = x - t C1 are exact, as in engine.truth.dd; |t C2| < 2^-23.4, |t C3| < 2^-55.2, T = 2^(j/8192), exp(x) = 2^k T exp(r)
+    t    the integer nearest to RN(x/C), |t| < 2^24; x/C is off by at most 2^-27, so r = x + low - t C is at most R = C/2 (1 +
+         2^-26) + 2^-43 < 2^-14.528. t C1, t C2 and a = x - t C1 are exact (see dd); |t C2| < 2^-23.4, |t C3| < 2^-55.2. exp(x) =
+         2^k T exp(r), t = 8192 k + j, T = 2^(j/8192)
+    T0   r = a - t (C2 + C3) + low: two roundings below 2^-14 and one of a product, 2^-66.9. exp(r) = 1 + r + r^2 (1/2 + r/6), cut
+         off below 2^-62.6. The bracket times r^2: 2^-81; plus r: 2^-68; times T: 2^-67.5; T itself: 2^-53; the last sum: half an
+         ulp, u at most. Together 2^-52 (1 + 2^-10.2) < 2^-51.998
+    T1   s = RN(a - t C2), its error exactly (Fast2Sum; where |a| < |t C2|, both are multiples of 2^-75 below 2^-23.3 and s is
+         exact). b = that less t C3, plus low: 2^-95.9. So r = s + b; z = RN(s + b), off by 2^-68. exp(r) - 1 = s + w, w = b + z^2
+         (1/2 + z (1/6 + C^2/640 + z/24)): C^2/640 stands for r^5/120 but for (C/2)^5/480. In units of 2^-84: z for r, 2^-68 R, 2.8;
+         cut off 5.5; 1/2 + .. 1.9; times z 1.4, and again 1; plus b 1. s = s' + rest, s' a multiple of 2^-37 of 23 bits; the rest
+         goes to w, 1; |w| < 2^-30. head30 s' is exact (53 bits), head30 + s' head30 is Fast2Sum. Relative to T: w head30 2; tail30
+         itself 1; tail30 + z tail30 1 (no |tail30| comes within 2^-44.5 of 2^-30); with w head30 3.9; the last sum is Fast2Sum.
+         14.6 + 7.9, over exp(r): 22.5 units = 2^-79.5
+    T2   dd.exp, 2^-102.7. In every tier exp(0) 2^900 comes out exact: a subtracted maximum adds no error to the sum
 
-T0: a = d - t (C2 + C3) + low: two roundings at 2^-14 and one product: 2^-66.9. exp(r) = 1 + a + a^2 (1/2 + a/6), cut off below R^4/24 < 2^-62.69;
-    rounded: a^2 (..) 2^-81.5, the sum w 2^-68, w T 2^-67.5 T. T = RN(2^(j/8192)) and the last sum: u/T and half an ulp. Together
-    2^-52 (1 + 2^-10.5) < 2^-51.998; from the rows as they are 2^-52.01. Stated 2^-51.98.
-T1: s = RN(d - t C2), and (d - s) - t C2 is its error exactly (|d| >= |t C2|: Fast2Sum; else all are multiples of 2^-75 below 2^-22.4). a is
-    that error less t C3, plus low: 2^-95.9. So r = s + a, z = RN(s + a) is off by 2^-68. exp(r) - 1 = s + w, w = a + z^2 (1/2 + z (1/6 +
-    C^2/640 + z/24)): r^5/120 is met by the cubic term but for (C/2)^5/480 at |z| = C/2. In units of 2^-84: z for r, 2^-68 R: 2.8;
-    cut off: 5.5; 1/2 + .., times z^2: 1.9; its two products: 1.4 + 1; + a: 1. Then s = a' + (rest, to w), a' a multiple of 2^-37 of 23
-    bits: 1; |w| < 2^-30. head30 (30 bits) times a' is exact, head30 + a' by Fast2Sum. Relative to T: w T 2; tail30 itself 1; tail30 + z tail30 1
-    (no |tail30| comes within 2^-44.5 of 2^-30); all of these 3.9. The last sum is Fast2Sum. Together 14.6 + 7.9, over exp(r): 22.5 2^-84
-    = 2^-79.5. Stated 2^-79.4.
-T2: dd.exp, 2^-102.7. Stated 2^-102.6. In each tier exp(0) 2^900 is exact, so that the maximum adds no error to a sum of exp(d_j).
+Tier.exp: 2^-51.98, 2^-79.4, 2^-102.6.
 
-Sums S of a row
+The sum S of a row
+------------------
+At most CHUNK = 2^14 numbers at once. Adding and subtracting 1.5 2^917 leaves the multiple of 2^865 nearest to e, 2^36 of them or
+so, and 2^50 in the sum: exact, in any order. What is left, below 2^864, is cut at 2^828 in the same way (T2: what is then left,
+below 2^827, and lo, below 2^848.1, are added by 2Sum, and cut at 2^813). The remainders v are summed plainly, which is off by u
+n^2/2 max |v|, or u n sum |v|, in any order:
+
+    T0   |v| <= 2^827: 2^801 a chunk, 2^-89 S for 2^10 chunks
+    T1   |v| <= 2^827 + lo, sum |lo| <= u S: 2^-89 S + 2^-92 S, and u^2 S to add lo
+    T2   |v| <= 2^812 and a little: 2^786.1 a chunk, 2^-104 S = 4 u^2 S for 2^10 chunks
+
+The pieces of one chunk are added by 2Sum and their errors plainly, u^2 S, u^2 S and 3 u^2 S; those of several chunks exactly, then
+rounded to a pair, u^2/2 S. Together total = 2^-88.9, 2^-88.8 and 4.5 u^2. Tier.total states 2^-87, 2^-88, 2^-100.
+
+Quotients e/S
+-------------
+The divisor is D = 2^-up S; one Newton step, its residual exact by two_prod, gives 1/D to u (1 + 2^-50).
+
+    T0   hi times that: 2 u
+    T1   p = hi/D to 2^-51.4, head = p to 27 bits, |p - head| <= 2^-27 p. D = first + second + third: 26 bits, 26 bits, the rest.
+         head first and head second are exact, and so is taking them from hi: with the binades of p and D as unit, multiples of
+         2^-53 and 2^-78 below 2^-23 and 2^-25.9. third, its product and lo: 2^-102. The whole residual, below 2^-27 (1 + 2^-22) p
+         D, is rounded, multiplied by 1/D, and rounded: 3 u 2^-27 = 2^-78.41. head + that is Fast2Sum
+    T2   dd.div, 15.1 u^2
+
+Tier.quotient: 2^-52, 2^-78.3, 2^-101. Tier.bound, of a softmax: exp + (exp + total) + quotient, and their products.
+
+log S and 1 - p
 ---------------
-At most CHUNK = 2^14 numbers at once. Adding and subtracting 1.5 2^917 leaves the multiple of 2^865 nearest to e, of at most 2^36; their sum is
-below 2^50 units: exact in every order, whatever the blocks. The rest, |rest| <= 2^864, is cut at 2^828 likewise, 2^50 units again (T2: the rest,
-now below 2^827, and lo, below 2^848.1, by 2Sum, and cut at 2^813). What is left is summed plainly: a sum of v_1 .. v_n in any order is off
-by u n/2 sum |v| or less if the |v| have one bound, by u n sum |v| at most.
-    T0  v <= 2^827: 2^801 a chunk, 2^-89 S in 2^10 chunks
-    T1  v <= 2^827 and lo, sum |lo| <= u S: 2^-89 S + 2^-92 S
-    T2  v <= 2^812 (1 + 2^-16): 2^786.1 a chunk, 2^-104 S in 2^10 chunks, 2^-114 S in one
-The pieces of one chunk are added by 2Sum, their errors plainly: u^2 S in T0 and T1, 3 u^2 S in T2; those of many chunks exactly, rounded to
-a pair: u^2/2. Together 2^-88.9 S in T0, 2^-88.8 S in T1, 4.5 u^2 S = 2^-103.8 S in T2. Stated 2^-87, 2^-88, 2^-103.
+L = log S of exponentials with the maximum subtracted, S = 1 + s: s is exact from S where s <= 1, and 2 u^2 S off above, where L >
+0.69. s is known to exp s + total S, and s <= (1 + s) log(1 + s), so L is known to exp + total / log(1 + near) + dd.LOG_BOUND where
+s >= near: T0 2^-51.98 + 2^-68.9; T1 22.5 + 0.6 units of 2^-84; T2 9.9 + 74.3 + 27.7 = 112 u^2. Below near the other exponentials
+are summed anew, against their own maximum, times dd.exp of the gap (clamped at -SPAN): s is known to exp + total + 17 u^2, L to
+that and dd.LOG_BOUND; L = s below 2^-900. Tier.log: 2^-51.9, 2^-79.3, and 2^-98 = 256 u^2, of which a sum of weights takes 79.
 
-Quotients
----------
-Divisor D = 2^-up S, scaled by powers of two; its reciprocal by one Newton step, the residual exact by two_prod: u (1 + 2^-50).
-T0: hi times that: 2 u. Stated 2^-52.
-T1: p = RN(hi / D) but for 2^-51.4. head: 27 bits of p, |p - head| <= 2^-27 p. D = first + second + third, 26 bits, 26 bits, the rest. head first
-    and head second are exact, and so are the differences: hi - head first is a multiple of 2^-53 of the binade of p D below 2^-22, the next one a
-    multiple of 2^-78 below 2^-25.9. third, its product and lo: 2^-102. The last sum, of less than 2^-27 p D, its product with the reciprocal, and
-    that: 3 u 2^-27 = 2^-78.41. head + low is Fast2Sum. Stated 2^-78.3.
-T2: dd.div, 15.1 u^2. Stated 2^-101.
-softmax: exp + (exp + total) + quotient, with the products of these: Tier.bound.
-
-log S, and what lies beside 1
------------------------------
-S = 1 + s, the maximum subtracted; S 2^-900 - 1 by 2Sum and Fast2Sum is exact for s <= 1, 2 u^2 S above. s is off by exp s + total S, and
-s <= (1 + s) log(1 + s): so log(1 + s) is off by exp + (total + 2 u^2)/log(1 + near) + dd.LOG_BOUND of itself where s >= near: T0 (near = 2^-20)
-2^-51.99 + 2^-68.9, T1 (2^-4) 22.5 + 0.6 units of 2^-84, T2 9.9 + 74.3 + 27.7 = 112 u^2. Below near the others are summed anew against their
-own maximum m', times dd.exp(m' - m) (clamped at -SPAN): s to exp + total + 17 u^2 of itself, and its logarithm too; below 2^-900 that is s.
-Stated 2^-51.9, 2^-79.3, and for T2 2^-98 = 256 u^2: a sum of weights (below) may come to the 112.
-1 - p = (S - e)/S where that is >= 2^-4: the error of e cancels, S is cancelled by 16 at most: 2 exp + 17 total + 18.1 u^2 (T2: 114.3 of 117 u^2;
-T0 one rounding more, below its quotient); else s/(1 + s), s as above. No others: s = 0, and p = 1 exactly.
+1 - p = (S - e)/S where that is 1/16 or more: the error of e itself cancels, so 2 exp + 17 total + 18.1 u^2, below Tier.bound (T2:
+114.3 of 117 u^2). Else s/(1 + s), s as above but of the others than this element, and 0 where there are none.
 
 The ops
 -------
-Sums of pairs are trees of dd.add, 3 u^2 a level, 24 levels: 72 u^2 of the sum of magnitudes. 2^-98 = 256 u^2 covers one, a division and products.
-log_softmax     d + low - L by 2Sum: both terms are <= 0; 3 u^2 of T, beside the error of L
-logsumexp       m + L by 2Sum, radius: Tier.log L, and 2^-100 |hi| for the last roundings
-cross_entropy   m - x_t + L, both >= 0. Soft: sum y_i (m - x_i) + Y L, Y = sum y_i, all terms >= 0: in T0 d and y d are rounded, 2 u, and trees; above
-                7 + 72 u^2 for the first sum, Tier.log's 112 + 7 + 72 u^2 for the second. Products below 2^-969 lose 2^-1073, nothing: d > -1 gives
-                L > 0.3, d <= -1 gives y |d| >= 2^-900
-..._grad        Y p - y by 2Sum, p of the divisor S/Y (dd.div, 87 u^2 with Y): radius p (bound + 2^-98) + 2^-100 |hi|, which also covers a p lost to
-                underflow, y being 0 or above 2^-900. By index: p, and -(1 - p) at the target
-softmax_jacobian -p_i p_j and p_i (1 - p_i), each factor times 2^(up/2): 2 bound and a product (7 u^2; T0 u < 0.6 bound / 3.1): 2.2 bound |hi|. A
-                factor may lose 2^-1074 to underflow, beside another of 2^(up/2) at most: TINY 2^(up/2), TINY = 2^-1040
-softmax_vjp     p_i (g_i - G), G = sum g_j e_j / S: G is off by (2 exp + total + 72 + 22.1 u^2, T0 + u) sum p |g| =: doubt; gap g - G by 2Sum; radius
-                p (|gap| (bound + 2^-98) + doubt + 2^-1070) + 2^-1070 |gap| + TINY, p and gap times 2^(up/2), for what underflows
+Weights and products are added as trees of dd.add: 3 u^2 for each of 24 levels, 72 u^2 of the sum of the magnitudes. 2^-98 = 256 u^2
+covers that with a division and a product.
 
-Ranges, all kept below 2^1023, and factors of exact products below 2^995: logits of LOGARITHMIC ops below HUGE: 2 HUGE 2^(20 + 24 + UP);
-weights 0 or in [2^-900, 2^20], the largest above 2^-60: S/Y < 2^925 2^60; g 0 or in [2^-300, 2^90]: 2^(901 + 24 + 90). UP = 600 keeps what a
-binary64 format can show, 2^-1075 and more, above 2^-475. FLOOR stands for a truth of 0.
+log_softmax         (x - m) - L by 2Sum; neither is positive, so 3 u^2 beside the error of L
+logsumexp           m + L by 2Sum: Tier.log L + 2^-100 |hi|
+cross_entropy       (m - x_t) + L, neither negative. Soft: sum y (m - x) + L sum y, no term negative: T0 rounds twice, 2 u <
+                    Tier.log; else 7 + 72 u^2. Products below 2^-969 lose 2^-1073: nothing, for m - x < 1 makes L > 0.3, and
+                    otherwise y (m - x) >= 2^-900
+cross_entropy_grad  p or p - 1 by index. Soft: e/(S/Y) - y by 2Sum, Y = sum y: p (bound + 2^-98) + 2^-100 |hi|, the latter also for
+                    a p that underflows, y being 0 or 2^-900 or more
+softmax_jacobian    -p_i p_j and p_i (1 - p_i), both factors times 2^(up/2): 2 bound and a product, 7 u^2 or (T0) u, both below 0.2
+                    bound. A factor may lose 2^-1074 beside one of 2^(up/2): TINY 2^(up/2)
+softmax_vjp         p (g - G), G = sum g e / S, known to doubt = (bound + 2^-98; T0: 2^-53) sum |g| p; g - G by 2Sum: p (|g - G|
+                    (bound + 2^-98) + doubt), and for factors that underflow, both times 2^(up/2), 2^-1070 of either and TINY
+
+Ranges, so that nothing exceeds 2^1023, nor a factor of an exact product 2^995: logits below HUGE where the op is LOGARITHMIC (2
+HUGE 2^(20 + 24 + UP)); weights 0 or in [2^-900, 2^20], the largest above 2^-60 (S/Y < 2^(925 + 60)); g 0 or in [2^-300, 2^90]
+(2^(901 + 24 + 90)). UP = 600 lifts the least that binary64 can show, 2^-1075, to 2^-475.
 """
 
 from __future__ import annotations
@@ -140,7 +149,7 @@ class Tier(NamedTuple):
 
 T0 = Tier("T0", 2.0**-51.98, 2.0**-87, 2.0**-52, 2.0**-51.9, 2, 2.0**-20)
 T1 = Tier("T1", 2.0**-79.4, 2.0**-88, 2.0**-78.3, 2.0**-79.3, 2, 2.0**-4)
-T2 = Tier("T2", 2.0**-102.6, 2.0**-103, 2.0**-101, 2.0**-98, 3, 2.0**-4)
+T2 = Tier("T2", 2.0**-102.6, 2.0**-100, 2.0**-101, 2.0**-98, 3, 2.0**-4)
 TIERS = (T0, T1, T2)
 
 

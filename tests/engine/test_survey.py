@@ -332,17 +332,15 @@ def test_figures_of_outputs_of_every_kind(task, fmt):
     seed = seed_of(task, fmt)
     for k in range(0, len(kinds), 6):
         name, make = kinds[(k + seed) % len(kinds)]
-        compare(task, FORMATS[fmt], {name: make}, seed + k, lambda _, count, k=k: range(k // 6, count, 3))
+        compare(task, FORMATS[fmt], {name: make}, seed + k, lambda _, count, k=k: range(k // 6, count, 5))
 
 
 @every_format
 @every_task
 def test_figures_of_adversarial_rows(task, fmt):
     seed = seed_of(task, fmt)
-    kinds = adversarial(FORMATS[fmt], seed, 48)
-    compare(
-        task, FORMATS[fmt], kinds, seed, lambda k, count: [(3 * k + seed) % len(OUTPUTS), count - 1 - k % (count - len(OUTPUTS))]
-    )
+    kinds = adversarial(FORMATS[fmt], seed, 32)
+    compare(task, FORMATS[fmt], kinds, seed, lambda k, count: [(3 * k + seed) % count])
 
 
 LONG = [task for task in TASKS if task != "softmax_jacobian"]
@@ -365,12 +363,12 @@ def test_figures_do_not_depend_on_how_a_row_is_cut(task, fmt, monkeypatch):
         for module, name, value in ((fast, "CHUNK", chunk), (screen, "CHUNK", chunk), (fast, "KEPT", kept), (fast, "SHORT", short)):
             monkeypatch.setattr(module, name, value)
         kinds = {
-            "long": lambda rng, _: rng.standard_normal((2, 150)) * 5,
-            "long, masked": lambda rng, _: np.where(rng.random((2, 70)) < 0.5, -INF, rng.standard_normal((2, 70)) * 50),
-            "short": lambda rng, _: rng.standard_normal((30, 7)) * 5,
+            "long": lambda rng, _: rng.standard_normal((1, 150)) * 5,
+            "long, masked": lambda rng, _: np.where(rng.random((1, 70)) < 0.5, -INF, rng.standard_normal((1, 70)) * 50),
+            "short": lambda rng, _: rng.standard_normal((12, 7)) * 5,
         }
         seed = seed_of(task, fmt)
-        compare(task, FORMATS[fmt], kinds, seed, lambda k, count, seed=seed: [(7 * k + seed) % count, count - 1])
+        compare(task, FORMATS[fmt], kinds, seed, lambda k, count, seed=seed: [(7 * k + seed) % count])
 
 
 # ---- tiers -----------------------------------------------------------------------------------------------------------
@@ -388,11 +386,14 @@ def test_figures_where_the_fast_tiers_decide_little(task, fmt):
 
 @every_format
 def test_every_tier_is_used_where_the_fast_ones_decide_little(fmt):
-    form = FORMATS[fmt]
+    """T1 and T2 decide what cancels more or less, T3 what is exact: the gradient beside the softmax as its target."""
+    form, single = FORMATS[fmt], FORMATS["float32" if fmt == "float64" else fmt]
     rng = np.random.default_rng(3)
-    x = round_array(np.vstack([rng.standard_normal((40, 50)), np.zeros((2, 50))]), form)
-    problem = Problem("softmax", x)
-    taken = assert_same(run(of_op("softmax")[0], problem, form), Truth(problem, form), "", ambiguity=2.0**-9)
+    x = round_array(np.vstack([rng.standard_normal((120, 30)), np.zeros((2, 30))]), form)
+    targets = _softmax(widen(x))
+    targets[:100] = np.eye(30)[rng.integers(0, 30, 100)]
+    problem = Problem("cross_entropy_grad", x, round_array(targets, single))
+    taken = assert_same(run(of_op(problem.op)[0], problem, form), Truth(problem, form), "", ambiguity=2.0**-9)
     assert {"T1", "T2", "T3"} <= set(taken.certificate().tiers)
 
 
