@@ -678,7 +678,7 @@ class _Rows:
             doubt = float(eps.sum()) * (1 + _SUM)
         p.add("size", total, doubt + total * _SUM)
         p.counts["normal"] += self._normals(cell)
-        if "compared" not in p.first:
+        if p.first.get("compared", inf) > self.rows[0] * self.screen.width:
             whole = np.ones(size.size, bool)
             whole[cell.odd] = whole[cell.open] = False
             if whole.any():
