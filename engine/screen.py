@@ -464,7 +464,8 @@ class _Rows:
                 cell.lo[sure] = 0.0
             cell.sure = sure
         elif self.name == "logsumexp":
-            cell.sure = self.rational & (self.block.log_size == 0)
+            single = self.rational & (self.block.log_size == 0)
+            cell.sure, cell.gone = single & (a != 0), single & (a == 0)
         elif self.block.logarithmic:
             single = self.rational & (a == 0)
             cell.gone = single if cell.gone is None else cell.gone | single

@@ -131,6 +131,19 @@ def test_a_rounding_that_takes_more_than_the_cap_is_undecided(monkeypatch):
         certify(Problem("softmax", tiny), "float64")
 
 
+def test_an_element_that_takes_more_than_the_cap_is_undecided(monkeypatch):
+    monkeypatch.setattr("engine.truth.MAX_PRECISION", 125)
+    truth = Truth(Problem("softmax", np.array([0.0, 5e-324])), FORMATS["float64"])
+    with pytest.raises(Undecided, match="the rounding of element 1 of row 0 to float64 is undecided at 125 bits"):
+        truth.decided(1)
+
+
+def test_a_truth_known_to_fewer_bits_than_the_output_has_leaves_its_divergence_open_and_then_settles_it():
+    huge = 2.0**1023
+    m = measured("log_softmax", "float64", [[0.0, huge, 1.0]], [[-huge, 0.0, -huge]])
+    assert measure(m).kl.worst == 0.0  # every difference is where the probability is e^-(2^1023)
+
+
 def test_a_row_too_long_for_more_precision_is_undecided_after_one_attempt(monkeypatch):
     monkeypatch.setattr(exact, "MAX_ROW_BITS", 200)
     assert certify(Problem("softmax", np.zeros(100)), "float64").radius_log2 is not None

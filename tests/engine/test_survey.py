@@ -343,6 +343,16 @@ def test_figures_of_adversarial_rows(task, fmt):
     compare(task, FORMATS[fmt], kinds, seed, lambda k, count: [(3 * k + seed) % count])
 
 
+@every_format
+def test_an_error_of_exactly_the_bound_is_inside(fmt):
+    """A softmax of one logit is 1, its bound (1 + 4 + 0) u: 5 numbers of the format below 1."""
+    form = FORMATS[fmt]
+    truth = Truth(Problem("softmax", np.zeros((9, 1), form.dtype)), form)
+    for steps, status in ((5, "accurate"), (6, "inaccurate")):
+        output = _stepped(truth.rounded(), -steps, form)
+        assert assert_same(output, truth, steps).status() == status
+
+
 LONG = [task for task in TASKS if task != "softmax_jacobian"]
 
 
@@ -454,6 +464,7 @@ def test_figures_do_not_depend_on_the_parts_nor_on_their_order(task, fmt, monkey
     truth, output = _batch(task, fmt)
     for part in (1, 40, 1 << 20):
         monkeypatch.setattr(survey, "PART", part)
+        monkeypatch.setattr(screen, "_TOGETHER", part)
         assert_same(output, truth, part)
         assert_same(output, truth, f"{part} backwards", map=backwards)
 
@@ -532,5 +543,5 @@ def test_figures_of_a_row_longer_than_what_is_kept(task, fmt):
 @pytest.mark.soak
 @every_format
 @every_task
-def test_figures_of_every_output_of_logits_of_every_kind(task, fmt):
-    compare(task, FORMATS[fmt], LOGITS | FAMILIES, seed_of(task, fmt), lambda k, count: range(count))
+def test_figures_of_a_third_of_all_outputs_of_logits_of_every_kind(task, fmt):
+    compare(task, FORMATS[fmt], LOGITS | FAMILIES, seed_of(task, fmt), lambda k, count: range(k % 3, count, 3))
