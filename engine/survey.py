@@ -224,7 +224,7 @@ class Survey:
         companion = self.truth.companion(row)
         if companion is not None:
             keys.append(companion[np.arange(row.size), column] if companion.ndim == 2 else companion == column)
-        table = np.array([np.asarray(key, np.float64) + 0.0 for key in keys])
+        table = np.array([_bits(key) for key in keys])
         _, group = np.unique(table, axis=1, return_inverse=True)
         order = np.lexsort((flat, group.reshape(-1)))
         cuts = np.flatnonzero(np.diff(group.reshape(-1)[order])) + 1
@@ -480,6 +480,11 @@ class _Far:
         if inside:
             p.mark("absorbed", min(inside))
         p.mismatch += [self.whole(i) for i in np.flatnonzero(m.kinds.mismatch).tolist()]
+
+
+def _bits(key: Array) -> Array:
+    """Numbers as integers that are equal where the numbers are; zeros of both signs are one."""
+    return key.astype(np.int64) if key.dtype.kind in "biu" else (formats.widen(key) + 0.0).view(np.int64)
 
 
 # ---- intervals of floats ---------------------------------------------------------------------------------------------

@@ -61,3 +61,15 @@ def test_figures_and_tiers_are_the_same_without_wide_vectors():
     everywhere = figures("")
     assert len(everywhere.split()) == 9
     assert figures(" ".join(narrow)) == figures(" ".join(dispatched)) == everywhere
+
+
+@pytest.mark.parametrize("n", [1000, 1024])
+def test_equal_logits_with_outputs_that_differ_by_an_ulp_are_not_taken_together(n):
+    output = np.full((2, n), 1 / n)
+    output[0, 5] = np.nextafter(1 / n, 1)
+    output[1, 7] = np.nextafter(np.nextafter(1 / n, 1), 1)
+    problem = Problem("softmax", np.zeros((2, n)))
+    found = measure(problem, output)
+    assert found.metrics == exactly(Measurement(output, Truth(problem, FORMATS["float64"])))
+    assert found.metrics.correctly_rounded == 2 * n - 2
+    assert found.worst[0].index == (1, 7)
