@@ -116,8 +116,8 @@ class Candidates:
 class Partial:
     """What one part of an output has shown at one tier; parts are merged in the order of their rows.
 
-    low, high: counts by percentile bin, from FIRST_BIN on. open_elements, open_rows: what is left to finer tiers, and excluded
-    from every figure of elements, or of rows, here.
+    low, high: counts by percentile bin, from FIRST_BIN on. relative: what T may be off by at most, relatively. open_elements,
+    open_rows: what is left to finer tiers, and excluded from every figure of elements, or of rows, here.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -137,6 +137,7 @@ class Partial:
     mismatch: list[int] = field(default_factory=list)
     ranges: set[tuple[float, float]] = field(default_factory=set)
     widest: float = 0.0
+    relative: float = 0.0
 
     def bin(self, low: Array, high: Array, count: int = 1) -> None:
         """Count errors > 0 in their percentile bins: by the least and by the most that they may be."""
@@ -171,6 +172,7 @@ class Partial:
         self.open_rows |= other.open_rows
         self.ranges |= other.ranges
         self.widest = max(self.widest, other.widest)
+        self.relative = max(self.relative, other.relative)
         return self
 
 
@@ -862,6 +864,8 @@ class _Rows:
         else:
             used = np.where(size > -inf, radius, 0.0)
             ulp, rel, absolute = (float(v.max()) for v in (used * cell.inverse, used / cell.a, used))
+        seen = rel if radius is None else float(np.where(cell.a > 2.0**-960, used / cell.a, 0.0).max())
+        self.p.relative = max(self.p.relative, seen)
         ulp += _LOST * float(cell.inverse.max())
         top = max(float(size.max()), 0.0)
         self.p.most["ulp"].offer(size, partial(self._doubts, cell, top), top * (1 + 2.0**-49) + ulp, cell.place)

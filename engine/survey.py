@@ -24,7 +24,7 @@ from engine.figures import MAXIMUM_BITS, MEAN_BITS, ULP_STEP, Interval, absolute
 from engine.measurement import Cells, Measurement
 from engine.model import Array, Certificate, Metrics, RowFigure, Worst
 from engine.screen import FIRST_BIN, Partial, Work, exponential_sum, screen
-from engine.truth import Truth, enclosures, fast
+from engine.truth import FAST_BITS, Truth, enclosures, fast
 
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 PART = 1 << 20
@@ -388,9 +388,11 @@ class Survey:
         for name, count in used.items():
             tiers[name] = tiers.get(name, 0) + count
         tiers = {name: count for name, count in sorted(tiers.items()) if count}
-        bounds_ = {tier.name: log2(tier.log if self.op.name in fast.LOGARITHMIC else tier.bound) for tier in fast.TIERS}
-        bounds_["T3"] = float(-self.truth.bits)
-        return Certificate(round(max(bounds_[name] for name in tiers), 2), tiers, 1.0)
+        cells = (tier.name for tier in fast.TIERS[1:])
+        reached = dict(zip(cells, (2.0**-bits for bits in FAST_BITS), strict=True)) | {"T3": 2.0**-self.truth.bits}
+        reached[fast.TIERS[self.level].name] = self.partial.relative
+        worst = max(reached[name] for name in tiers)
+        return Certificate(round(log2(worst), 2) if worst else None, tiers, 1.0)
 
     def audit(self, budget: int) -> None:
         """Recompute a sample by the exact path and compare: at most `budget` logits, or one row.

@@ -444,14 +444,16 @@ class InputRounding(BaseModel):
     logit_shift: Annotated[SafeFloat, Field(description=_LOGIT_SHIFT)]
 
 
-_RELATIVE_BOUND_LOG2 = "log2 of the relative radius to which the truth was enclosed; null where all of it is exact"
+_RELATIVE_BOUND_LOG2 = (
+    "log2 of the widest relative radius of a truth, those far below every number of the format apart; null: all exact"
+)
 
 
 class Certificate(BaseModel):
     """How the truth was proven."""
 
     relative_bound_log2: Annotated[float | None, Field(description=_RELATIVE_BOUND_LOG2)]
-    tiers: Annotated[dict[str, int], Field(description="elements by way of computing; T3, the only one, is mpmath")]
+    tiers: Annotated[dict[str, int], Field(description="elements by the tier that decided them: T0, T1, T2 in NumPy, T3 by mpmath")]
     coverage: Annotated[float, Field(description="share of the elements whose truth is proven: 1, or there is no answer")]
 
 

@@ -142,14 +142,13 @@ def test_fields_of_a_request() -> None:
 @pytest.mark.parametrize(
     ("op", "elements", "formats", "variants"),
     [
-        ("softmax", 50_000, ["float16", "float32", "float64"], None),
-        ("softmax", 250_000, ["float32"], ["shifted"]),
-        ("logsumexp", 400_000, ["float16", "float32", "float64"], None),
+        ("softmax", 800_000, ["float16", "float32", "float64"], None),
+        ("logsumexp", 1_000_000, ["float16", "float32", "float64"], None),
     ],
 )
 def test_about_how_much_one_request_may_ask_for(op: str, elements: int, formats: list[str], variants: list[str] | None) -> None:
     problem = engine.Problem(op, np.zeros((elements // 1000, 1000)))
-    assert engine.estimate(problem, formats=formats, variants=variants) == pytest.approx(Limits().estimate_seconds, rel=0.15)
+    assert engine.estimate(problem, formats=formats, variants=variants) == pytest.approx(Limits().estimate_seconds, rel=0.25)
     assert f"{elements:,}" in text()
 
 
@@ -201,7 +200,8 @@ def test_verbs() -> None:
 
 
 def test_options_named_exist() -> None:
-    helps = "".join(CliRunner().invoke(cli.main, [*command, "--help"]).stdout for command in ([], ["evaluate"], ["serve"]))
+    commands = ([], ["evaluate"], ["measure"], ["serve"])
+    helps = "".join(CliRunner().invoke(cli.main, [*command, "--help"]).stdout for command in commands)
     said = text().split("## The command line")[1].split("\n## ")[0]
     for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", said):
         assert re.search(rf"{option}\b", helps), option
