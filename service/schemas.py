@@ -445,7 +445,7 @@ class InputRounding(BaseModel):
 
 
 _RELATIVE_BOUND_LOG2 = (
-    "log2 of the widest relative radius of a truth, those far below every number of the format apart; null: all exact"
+    "log2 of the widest relative radius of a truth, those far below the format's numbers apart; null: all exact"
 )
 
 
