@@ -444,9 +444,7 @@ class InputRounding(BaseModel):
     logit_shift: Annotated[SafeFloat, Field(description=_LOGIT_SHIFT)]
 
 
-_RELATIVE_BOUND_LOG2 = (
-    "log2 of the widest relative radius of a truth, those far below the format's numbers apart; null: all exact"
-)
+_RELATIVE_BOUND_LOG2 = "log2 of the widest relative radius of a truth, those far below the format's numbers apart; null: all exact"
 
 
 class Certificate(BaseModel):

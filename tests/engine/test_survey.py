@@ -345,12 +345,17 @@ def test_figures_of_adversarial_rows(task, fmt):
 
 @every_format
 def test_an_error_of_exactly_the_bound_is_inside(fmt):
-    """A softmax of one logit is 1, its bound (1 + 4 + 0) u: 5 numbers of the format below 1."""
+    """A softmax of one logit is 1, its bound (1 + 4 + 0) u: 5 numbers of the format below 1. A masked gradient is -y, here -1,
+    its bound (3 + 4 + 2 + 2) u."""
     form = FORMATS[fmt]
-    truth = Truth(Problem("softmax", np.zeros((9, 1), form.dtype)), form)
-    for steps, status in ((5, "accurate"), (6, "inaccurate")):
-        output = _stepped(truth.rounded(), -steps, form)
-        assert assert_same(output, truth, steps).status() == status
+    single = Problem("softmax", np.zeros((9, 1), form.dtype))
+    masked = Problem("cross_entropy_grad", np.array([[0, 1, -INF]] * 9).astype(form.dtype), np.full(9, 2))
+    for problem, column, bound in ((single, 0, -5), (masked, 2, 11)):
+        truth = Truth(problem, form)
+        for steps, status in ((bound, "accurate"), (bound + np.sign(bound), "inaccurate")):
+            output = truth.rounded()
+            output[:, column] = _stepped(output[:, column], steps, form)
+            assert assert_same(output, truth, steps).status() == status
 
 
 LONG = [task for task in TASKS if task != "softmax_jacobian"]
