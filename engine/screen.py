@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cache, partial
 from math import inf
 from typing import Any
@@ -52,7 +53,7 @@ _LOST = 2.0**-1018
 _SUM = 2.0**-36
 """Relative error of a sum of at most 2^14 numbers of one sign, and of the few operations before it."""
 
-Sum = tuple[float, float]
+Sum = tuple[Fraction, float]
 """A value and what it may be off by."""
 
 
@@ -146,11 +147,11 @@ class Partial:
             for bins, values in ((self.low, low), (self.high, high))
         )
 
-    def add(self, name: str, value: float, error: float) -> None:
-        """Add to a sum."""
-        total, doubt = self.sums.get(name, (0.0, 0.0))
-        total += value
-        self.sums[name] = total, doubt + error + abs(total) * 2.0**-52
+    def add(self, name: str, value: float | Fraction, error: float) -> None:
+        """Add to a sum, exactly; a value beyond binary64 leaves it open for good."""
+        total, doubt = self.sums.get(name, (Fraction(0), 0.0))
+        finite = isinstance(value, Fraction) or abs(value) < inf
+        self.sums[name] = total + Fraction(value if finite else 0), doubt + error if finite else inf
 
     def mark(self, name: str, index: int) -> None:
         """Remember the smallest index of that name."""
@@ -274,7 +275,12 @@ class _Screen:
         """Rows whose numbers leave the range the fast tiers are proven for."""
         size = np.maximum(np.abs(block.maximum), np.abs(block.minimum))
         weighted = block.extra is not None and block.extra.ndim == 2
-        if not weighted and self.op.output != "jacobian" and (not block.logarithmic or bool((size < fast.HUGE).all())):
+        if (
+            not weighted
+            and self.n <= fast.LONGEST
+            and self.op.output != "jacobian"
+            and (not block.logarithmic or bool((size < fast.HUGE).all()))
+        ):
             return np.zeros(len(live), bool)
         return np.asarray(live & ~fast.within(self.op.name, block.logits, block.extra))
 
@@ -679,7 +685,9 @@ class _Rows:
             eps = cell.part.radius * cell.inverse
             eps.reshape(-1)[cell.open] = 0.0
             doubt = float(eps.sum()) * (1 + _SUM)
-        p.add("size", total, doubt + total * _SUM)
+        fine = self.screen.work.tier is not fast.first_tier(self.fmt.precision)
+        slack = 0.0 if fine else total * _SUM
+        p.add("size", total_of(size) if fine else total, doubt + slack)
         p.counts["normal"] += self._normals(cell)
         if p.first.get("compared", inf) > self.rows[0] * self.screen.width:
             whole = np.ones(size.size, bool)
@@ -687,8 +695,8 @@ class _Rows:
             if whole.any():
                 p.mark("compared", int(cell.place(np.flatnonzero(whole)).min()))
         signed = cell.e if isinstance(cell.sign, int) else cell.e * cell.sign
-        bias = float(np.add.reduce(signed, axis=None)) * (-1 if self.sign < 0 else 1)
-        p.add("signed", bias, doubt + total * _SUM)
+        bias = total_of(signed) if fine else float(np.add.reduce(signed, axis=None))
+        p.add("signed", -bias if self.sign < 0 else bias, doubt + slack)
         self._bins(cell, out)
         self._ordinals(cell)
 
@@ -1171,6 +1179,19 @@ class _Cells:
 # ---- small functions -------------------------------------------------------------------------------------------------
 
 _GRAIN = np.array(1.5 * 2.0**17)
+
+
+def total_of(values: Array) -> Fraction:
+    """Exact sum of finite numbers: heads on coarser and then finer grids, whose sums are exact, until nothing is left."""
+    total, rest = Fraction(0), values
+    while (top := float(np.abs(rest).max())) > 0:
+        if top >= 2.0**900:
+            return total + sum((Fraction(value) for value in rest.reshape(-1).tolist()), Fraction(0))
+        grain = np.ldexp(1.5, int(np.frexp(top)[1]) + rest.size.bit_length() + 1)
+        head = (rest + grain) - grain
+        total += Fraction(float(head.sum()))
+        rest = rest - head
+    return total
 
 
 @cache

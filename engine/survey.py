@@ -10,7 +10,7 @@ then the exact path, a mean or a percentile by screening everything at the next 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import reduce
 from math import ceil, floor, inf, log2
@@ -23,12 +23,13 @@ from engine.errors import Disagreement
 from engine.figures import MAXIMUM_BITS, MEAN_BITS, ULP_STEP, Interval, absolute, bin_edge, edge, fix, significant
 from engine.measurement import Cells, Measurement
 from engine.model import Array, Certificate, Metrics, RowFigure, Worst
-from engine.screen import FIRST_BIN, Partial, Work, exponential_sum, screen
-from engine.truth import FAST_BITS, Truth, enclosures, fast
+from engine.screen import FIRST_BIN, Partial, Work, exponential_sum, screen, total_of
+from engine.truth import FAST_BITS, Truth, enclosures, fast, hull
 
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 PART = 1 << 20
 """Elements of one part of the work."""
+Real = float | Fraction
 LONGEST_AUDIT = 1 << 17
 """Logits of the longest row that an audit recomputes."""
 
@@ -51,7 +52,7 @@ class Survey:
         self._keep, self._map, self._ambiguity = keep, map, ambiguity
         truth.ambiguity = ambiguity
         self._exact: Measurement | None = None
-        self._take(1 if truth.fmt.precision == 53 else 0)
+        self._take(fast.TIERS.index(fast.first_tier(truth.fmt.precision)))
 
     # ---- taking it ----
 
@@ -278,14 +279,14 @@ class Survey:
             return RowFigure(inf, inf, min(void))
         value, doubt = p.sums.get(name, (0.0, 0.0))
         for term in single.values():
-            value, doubt = value + term[0], doubt + term[1] + abs(value) * 2.0**-51
+            value, doubt = value + term[0], doubt + term[1] + abs(float(value)) * 2.0**-51
         mean = _fixed_mean(value, doubt, rows, None)
         index, values, doubts = p.most[name].pruned()
         single |= dict(zip(index.tolist(), zip(values.tolist(), doubts.tolist(), strict=True), strict=True))
         worst, worst_row = self._worst_row(name, single)
         return RowFigure(worst, mean, worst_row)
 
-    def _worst_row(self, name: str, terms: dict[int, tuple[float, float]]) -> tuple[float, int]:
+    def _worst_row(self, name: str, terms: Mapping[int, tuple[Real, float]]) -> tuple[float, int]:
         """The largest of some rows' figures to 20 bits and its first row; those it could be are refined till they are fixed."""
         least = max(value - doubt for value, doubt in terms.values()) * (1 - 2.0**-19)
         fixed = {}
@@ -301,7 +302,7 @@ class Survey:
         top = max(fixed.values())
         return top, min(row for row, figure in fixed.items() if figure == top)
 
-    def _row(self, name: str, row: int, level: int) -> tuple[float, float]:
+    def _row(self, name: str, row: int, level: int) -> tuple[Real, float]:
         """A row's figure and what it may be off by, at a tier; beyond the last by the exact path."""
         if level < len(fast.TIERS):
             part = screen(next(self._works(level, [row])))
@@ -327,7 +328,7 @@ class Survey:
             return (
                 metrics.exp_sum_defect(formats.ordinals(self._flat[row], self.fmt).tolist(), self.fmt) if found is None else found
             )
-        total = exact_sum(c) - (self.op.name == "softmax")
+        total = total_of(c) - (self.op.name == "softmax")
         return significant(abs(total.numerator), total.denominator, 0, MAXIMUM_BITS)
 
     def _argmax_preserved(self) -> int:
@@ -394,8 +395,8 @@ class Survey:
         worst = max(reached[name] for name in tiers)
         return Certificate(round(log2(worst), 2) if worst else None, tiers, 1.0)
 
-    def audit(self, budget: int) -> None:
-        """Recompute a sample by the exact path and compare: at most `budget` logits, or one row.
+    def audit(self, budget: int, judge: Truth | None = None) -> None:
+        """Recompute a sample by the exact path (of `judge`, if it is kept) and compare: at most `budget` logits, or one row.
 
         Raises Disagreement with a reproducer where an enclosure of the fast tier does not meet the exact one.
         """
@@ -405,10 +406,10 @@ class Survey:
         stream = np.random.default_rng(self.truth.rows * 1_000_003 + n)
         rows = stream.integers(0, self.truth.rows, max(1, budget // n))
         sample = sorted({int(row) * width + int(stream.integers(0, width)) for row in rows})
-        tier = fast.TIERS[self.level]
+        tier, judge = fast.TIERS[self.level], judge or Truth(self.truth.problem, self.fmt)
         for index, found in enclosures(self.truth, tier, sample):
-            exact = self.truth.exact_cell(index, self.truth.bits)
-            if not _meet(found, exact):
+            exact = judge.exact_cell(index, judge.bits)
+            if not _meet(found, exact if isinstance(exact, float) else hull(exact)):
                 x = [float(v).hex() for v in self.truth.logits(index // width).tolist()]
                 where = f"element {index} of {self.op.name} in {self.fmt.name}"
                 raise Disagreement(f"{tier.name} and the exact path disagree on {where}: {found}, {exact}; logits {x}")
@@ -506,13 +507,13 @@ def _centred(interval: Interval, exp: int) -> tuple[float, float]:
     return value, float((hi - lo) / 2) * (1 + 2.0**-50) + abs(value) * 2.0**-52 + 2.0**-1074
 
 
-def _fixed(value: float, doubt: float, bits: int) -> float | None:
+def _fixed(value: Real, doubt: float, bits: int) -> float | None:
     """A value >= 0 known to within `doubt`, to some significant bits; None where that does not tell."""
     return _fix(value, doubt, 1, bits, None, 0)
 
 
-def _fix(value: float, doubt: float, count: int, bits: int, step: int | None, floor_: int | None) -> float | None:
-    if not (doubt < inf and abs(value) < inf):
+def _fix(value: Real, doubt: float, count: int, bits: int, step: int | None, floor_: int | None) -> float | None:
+    if not (doubt < inf and (isinstance(value, Fraction) or abs(value) < inf)):
         return None
     centre, reach = Fraction(value), Fraction(doubt) * Fraction(1 << 60, (1 << 60) - 1)
     lo, hi = centre - reach, centre + reach
@@ -523,25 +524,12 @@ def _fix(value: float, doubt: float, count: int, bits: int, step: int | None, fl
     return fix(low, high, count, unit, bits, step)
 
 
-def _fixed_mean(value: float, doubt: float, count: int, step: int | None) -> float:
+def _fixed_mean(value: Real, doubt: float, count: int, step: int | None) -> float:
     """The mean of a sum known to within `doubt`. Raises _Open."""
     found = _fix(value, doubt, count, MEAN_BITS, step, None)
     if found is None:
         raise _Open
     return found
-
-
-def exact_sum(values: Array) -> Fraction:
-    """Of finite float64 numbers: heads on coarser and coarser grids, whose sums are exact, until nothing is left."""
-    total, rest = Fraction(0), values
-    if float(np.abs(values).max()) >= 2.0**900:
-        return sum((Fraction(value) for value in values.tolist()), total)
-    while (top := float(np.abs(rest).max())) > 0:
-        grain = np.ldexp(1.5, min(int(np.frexp(top)[1]) + rest.size.bit_length() + 1, 1023))
-        head = (rest + grain) - grain
-        total += Fraction(float(head.sum()))
-        rest = rest - head
-    return total
 
 
 def _meet(found: Any, exact: Any) -> bool:

@@ -268,8 +268,8 @@ def _judge(output: Array, truth: Truth, ranks: bool, count: int, map: Map, audit
     """By the fast tiers, or, where there is little to do, by the exact path alone: the figures are the same."""
     if truth.rows * max(truth.width, truth.raw_logits.shape[1]) < FAST_FROM:
         return _exactly(output, truth, ranks, count)
-    survey = Survey(output, truth, count, map)
-    survey.audit(audit)
+    survey = Survey(output, Truth(truth.problem, truth.fmt), count, map)  # of its own: what it looks at is in its certificate
+    survey.audit(audit, truth)
     metrics = survey.metrics(ranks)
     widest, exceeded = survey.bound()
     absorbed, first = survey.absorbed()

@@ -451,7 +451,9 @@ class Certificate(BaseModel):
     """How the truth was proven."""
 
     relative_bound_log2: Annotated[float | None, Field(description=_RELATIVE_BOUND_LOG2)]
-    tiers: Annotated[dict[str, int], Field(description="elements by the tier that decided them: T0, T1, T2 in NumPy, T3 by mpmath")]
+    tiers: Annotated[
+        dict[str, int], Field(description="elements by the finest tier that looked at them: T0, T1, T2 in NumPy, T3 in mpmath")
+    ]
     coverage: Annotated[float, Field(description="share of the elements whose truth is proven: 1, or there is no answer")]
 
 

@@ -107,6 +107,8 @@ CHUNK = 16384
 """Elements worked on at once: what the buffers of a block hold."""
 KEPT = 65536
 """Longest row whose exponentials are kept between the sum and the quotient; a longer one computes them twice."""
+LONGEST = 1 << 24
+"""Longest row that the bounds are proven for."""
 SHORT = 64
 """Rows shorter than this are laid out as columns."""
 LIMIT = 1024.0
@@ -420,7 +422,7 @@ def within(op: str, logits: Array, extra: Array | None) -> Array:
     good = np.isfinite(top)
     if op in LOGARITHMIC:
         good &= np.where(np.isinf(x), 0.0, np.abs(x)).max(axis=1) < HUGE
-    if op == "softmax_jacobian" and logits.shape[1] > CHUNK:
+    if logits.shape[1] > LONGEST or (op == "softmax_jacobian" and logits.shape[1] > CHUNK):
         good[:] = False
     if extra is not None and extra.ndim == 2:
         size = np.abs(extra.astype(np.float64))
@@ -428,6 +430,11 @@ def within(op: str, logits: Array, extra: Array | None) -> Array:
         least = 0.0 if op == "softmax_vjp" else 2.0**-60
         good &= ~(((size > high) | ((size < low) & (size > 0))).any(axis=1) | ~(size.max(axis=1) > least))
     return np.asarray(good)
+
+
+def first_tier(precision: int) -> Tier:
+    """The tier by which an output of so many significand bits is looked at first."""
+    return T1 if precision == 53 else T0
 
 
 def bound(tier: Tier, op: str) -> float:

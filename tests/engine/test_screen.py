@@ -73,3 +73,9 @@ def test_equal_logits_with_outputs_that_differ_by_an_ulp_are_not_taken_together(
     assert found.metrics == exactly(Measurement(output, Truth(problem, FORMATS["float64"])))
     assert found.metrics.correctly_rounded == 2 * n - 2
     assert found.worst[0].index == (1, 7)
+
+
+def test_a_row_longer_than_the_bounds_are_proven_for_is_left_to_the_exact_path(monkeypatch):
+    monkeypatch.setattr("engine.truth.fast.LONGEST", 600)
+    logits = np.random.default_rng(1).standard_normal((1, 700))
+    assert measure(Problem("logsumexp", logits), np.zeros(1)).certificate.tiers == {"T3": 1}
