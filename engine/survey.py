@@ -378,13 +378,12 @@ class Survey:
 
     def certificate(self) -> Certificate:
         """The tiers by the elements they decided, and the worst bound among them."""
-        used = Counter(self.truth.tiers())
-        n = self.truth.rows * self.truth.width
-        far = len(self.partial.far_rows) * self.truth.width
         if self._exact is not None:
             return self.truth.certificate()
-        first = n - sum(used.values()) - far
-        used["T3"] += far
+        n, width, far = self.truth.rows * self.truth.width, self.truth.width, set(self.partial.far_rows)
+        used = Counter(name for index, name in self.truth.tiers().items() if index // width not in far)
+        first = n - used.total() - len(far) * width
+        used["T3"] += len(far) * width
         tiers = {fast.TIERS[self.level].name: first}
         for name, count in used.items():
             tiers[name] = tiers.get(name, 0) + count

@@ -5,7 +5,7 @@ One tier so far, called T3 in certificates: mpmath, which decides every element.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, floor, frexp, ldexp, log2
@@ -162,9 +162,9 @@ class Truth:
                 rest.append(index)
         self.prefetch(rest, 1)
 
-    def tiers(self) -> Iterable[str]:
+    def tiers(self) -> Mapping[int, str]:
         """The finest tier of each element that was looked at by itself."""
-        return self._used.values()
+        return self._used
 
     def part(self, rows: Sequence[int]) -> Problem:
         """The problem of some rows."""
