@@ -358,7 +358,9 @@ class _Rows:
         self.rational = self.least == block.maximum  # there, and only there, a truth can be a number of the format
         self.some_rational = bool(self.rational.any())
         self.coefficient = self._coefficient()
-        self.row: dict[str, Array] = {name: np.zeros(per_row) for name in ("kl", "variation", "sum", "sum low", "rounded")}
+        self.row: dict[str, Array] = {
+            name: np.zeros(per_row) for name in ("kl", "variation", "sum", "sum low", "rounded", "margin")
+        }
         self.row["high"], self.row["low"] = np.full(per_row, -inf), np.full(per_row, inf)
         self.row["top"] = np.full(per_row, -inf)
         for name in ("key", "at most", "at least"):
@@ -686,7 +688,7 @@ class _Rows:
             eps.reshape(-1)[cell.open] = 0.0
             doubt = float(eps.sum()) * (1 + _SUM)
         fine = self.screen.work.tier is not fast.first_tier(self.fmt.precision)
-        slack = 0.0 if fine else total * _SUM
+        slack = total * (2.0**-50 if fine else _SUM)  # every error is itself rounded
         p.add("size", total_of(size) if fine else total, doubt + slack)
         p.counts["normal"] += self._normals(cell)
         if p.first.get("compared", inf) > self.rows[0] * self.screen.width:
@@ -1031,9 +1033,11 @@ class _Rows:
             np.copyto(spread, fill)
             np.copyto(spread, c, where=chosen)
             found = reduce.reduce(spread, axis=axis, keepdims=True)
-            ahead, behind = most > row["key"] + margin, most < row["key"] - margin
+            both = margin + row["margin"]
+            ahead, behind = most > row["key"] + both, most < row["key"] - both
             row[name] = np.where(ahead, found, np.where(behind, row[name], reduce(row[name], found)))
         np.maximum(row["key"], most, out=row["key"])
+        np.maximum(row["margin"], margin, out=row["margin"])
         np.maximum(row["top"], np.maximum.reduce(c, axis=axis, keepdims=True), out=row["top"])
 
     def _truth_tops(self, cell: _Cells) -> None:

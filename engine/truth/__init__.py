@@ -1,6 +1,6 @@
 """Certified truth of a problem in a format: enclosures, correctly rounded values, and the certificate.
 
-One tier so far, called T3 in certificates: mpmath, which decides every element.
+T0, T1 and T2 are truth.fast's, many rows at a time; T3 is mpmath, which decides what they leave open.
 """
 
 from __future__ import annotations
