@@ -189,9 +189,8 @@ class Rows:
         unit = min(max(min(exp, t[2]), self.m.ulp_exponent(index) - 2 * bits), 0)
         (c_lo, c_hi), (t_lo, t_hi) = outward(man, man, exp, unit), outward(*t, unit)
         w = (c_lo - t_hi, c_hi - t_lo, unit)
-        if w[0] <= 0 <= w[1] and max(-w[0], w[1]) >> (8 - unit):
-            return 0, 1, 1 << 13  # T is not known well enough to tell: beyond every figure, and so undecided
-        if min(abs(w[0]), abs(w[1])) >> (8 - unit):
+        sizes = abs(w[0]), abs(w[1])
+        if (max(sizes) if w[0] <= 0 <= w[1] else min(sizes)) >> (8 - unit):
             return _far_log_term((man, exp), w, p, bits)
         series = _excess_exp if bits == self.truth.bits else None
         f = _convex(w[0], w[1], -unit, bits, series, _direct_exp)
