@@ -57,7 +57,11 @@ class Cells:
         self.exact_bits = max(truth.bits, FAST_BITS[-1] + 1)
         self._base: dict[int, Interval] = {}
         self._loose: dict[int, Interval] = {}
-        truth.prepare(compared)
+        self.prepare(compared)
+
+    def prepare(self, indices: Sequence[int]) -> None:
+        """Take the truth of these elements to the fast tiers, all at once."""
+        self.truth.prepare(indices)
 
     def finer(self, bits: int, what: str) -> tuple[int, int]:
         """The next precision, and by how much it grew; Undecided past the cap."""
@@ -183,7 +187,7 @@ class Cells:
 
     def largest(self, name: str, indices: Sequence[int]) -> tuple[float, int]:
         """The largest figure ("ulp", "rel" or "abs") of some elements to 40 bits, and the first that has it."""
-        self.truth.prepare(indices)
+        self.prepare(indices)
         figure, exp = {
             "ulp": (self._ulp, self._ulp_unit),
             "rel": (self._relative, self._relative_unit),
@@ -205,7 +209,7 @@ class Cells:
 
     def max_ulp(self) -> tuple[float, int]:
         """The largest ULP error and its flat index."""
-        return self._maximum(self.compared, self._ulp, self._ulp_unit)
+        return self.largest("ulp", self.compared)
 
     def ranked(self, count: int) -> list[int]:
         """Flat indices of the `count` largest ULP errors, equal to 40 bits being a tie that the first index wins; no exact ones."""
@@ -218,11 +222,11 @@ class Cells:
     def max_rel(self, normal: bool) -> tuple[float, int] | None:
         """The largest relative error and its flat index, over all compared elements or over those with a normal R."""
         chosen = [i for i in self.compared if not normal or self.normal(i)]
-        return self._maximum(chosen, self._relative, self._relative_unit) if chosen else None
+        return self.largest("rel", chosen) if chosen else None
 
     def max_abs(self) -> float:
         """The largest absolute error."""
-        return self._maximum(self.compared, self.absolute_error, self.subnormal_exponent + self._ulp_unit)[0]
+        return self.largest("abs", self.compared)[0]
 
     def ulp(self, index: int) -> float:
         """One element's ULP error to 20 significant bits."""
@@ -302,6 +306,9 @@ class Measurement(Cells):
             np.where(got_nan, 0, got), got_nan, want, want_nan, truth_infinite, zero, mismatch,
             ~(special | mismatch), (np.abs(want) >= fmt.normal_ordinal) & ~want_nan,
         )  # fmt: skip
+
+    def prepare(self, indices: Sequence[int]) -> None:
+        """Nothing: the rows are resolved."""
 
     def finer(self, bits: int, what: str) -> tuple[int, int]:
         return more(bits, what)

@@ -1,5 +1,4 @@
-"""What one fast tier of the truth shows of an output, block by block of rows: exact counts, and figures with what they may be off
-by.
+"""What one fast tier of the truth shows of an output, block by block of rows: exact counts, and figures with their doubts.
 
 T = hi + lo is known to within a radius; with c the output, r = (c - hi) - lo and e = r / ulp(T) are off by that radius and by a few
 roundings, 2^-50 of themselves. A count is exact because an element whose count could change within the radius is left open:
@@ -8,8 +7,7 @@ roundings, 2^-50 of themselves. A count is exact because an element whose count 
     R = RN(T)            T within the radius of a midpoint, but where T is beside an exact one on the side that lo shows
     ULP error            a radius above OPEN ulp, or above 2^-20 of T; a difference that overflows
     error 0              where T may be a number of the format (equal logits) or cancel to 0, and c is within OPEN of it;
-    elsewhere T is
-                         irrational (Lindemann-Weierstrass), so that an error is 0 for no output
+                         elsewhere T is irrational (Lindemann-Weierstrass), so that an error is 0 for no output
 
 Sums carry the sum of the radii and 2^-36 of themselves for the order of addition. Of the maxima the elements are kept that could be
 the largest. Percentile bins are counted by the low and by the high end of each error. Everything can be merged with what the next
@@ -1232,10 +1230,15 @@ def _exp(x: Array) -> Array:
 
 
 def _log(x: Array) -> Array:
-    """log of numbers from 2^-1000 to 2^1000, off by less than 2^-51 (1 + abs(log x)): a guess, and one Newton step by our exp."""
-    guess = np.log(x)
-    rest = x * _exp(-guess) - 1
-    return np.asarray(guess + rest * (1 - rest / 2))
+    """log of numbers from 2^-1000 to 2^1000, off by less than 2^-51 (1 + abs(log x)): two Newton steps by our exp from a guess.
+
+    The second makes up for a guess that is off by as much as 2^-8: what it leaves is below 2^-66.
+    """
+    found = np.log(x)
+    for _ in range(2):
+        rest = x * _exp(-found) - 1
+        found = found + rest * (1 - rest / 2)
+    return np.asarray(found)
 
 
 def _log1p(x: Array) -> Array:

@@ -1,10 +1,9 @@
 """The figures of one output by the fast tiers of the truth: each is the one that the exact path gives, bit for bit.
 
 A figure is an exact count, or is rounded from an interval only once both ends agree (engine.figures). What one tier leaves open
-goes up
-one: single elements through measurement.Cells (T1, T2, then mpmath), the rows that may be the worst through a screen of their own
-and
-then the exact path, a mean or a percentile by screening everything at the next tier, and at last by the exact path altogether.
+goes up one: single elements through measurement.Cells (T1, T2, then mpmath), the rows that may be the worst through a screen of
+their own and then the exact path, a mean or a percentile by screening everything at the next tier, and at last by the exact path
+altogether.
 """
 
 from __future__ import annotations

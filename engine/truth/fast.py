@@ -124,7 +124,7 @@ _PLACES = 13
 _MAGIC = 1.5 * 2.0**52
 _MAGIC_BITS = int(np.float64(_MAGIC).view(np.int64))
 
-add, subtract, multiply, divide = np.add, np.subtract, np.multiply, np.divide
+add, subtract, multiply = np.add, np.subtract, np.multiply
 
 Pair = tuple[Array, Array | None]
 
@@ -319,7 +319,7 @@ def sum_pieces(hi: Array, lo: Array | None, tier: Tier, axis: int, b: Buffers) -
     for i, grain in enumerate(_GRAINS[: tier.grains]):
         source = hi if i == 0 else rest
         if i == 2:
-            source = _with_low(rest, lo, q, b)
+            source = _with_low(rest, lo, b)
         add(source, grain, q)
         subtract(q, grain, q)
         found.append(add.reduce(q, axis=axis, keepdims=True))
@@ -329,7 +329,7 @@ def sum_pieces(hi: Array, lo: Array | None, tier: Tier, axis: int, b: Buffers) -
     return [*found, add.reduce(rest, axis=axis, keepdims=True)]
 
 
-def _with_low(rest: Array, lo: Array | None, q: Array, b: Buffers) -> Array:
+def _with_low(rest: Array, lo: Array | None, b: Buffers) -> Array:
     assert lo is not None
     total, spill = dd.two_sum(rest, lo)
     np.copyto(b("spill", rest.shape), spill)
@@ -501,7 +501,6 @@ class Block:
         with np.errstate(over="ignore", invalid="ignore"):
             spread = self.maximum - self.minimum
             self.wide = not bool((spread <= SPAN).all())
-            self.deep = not bool((spread <= SPAN / 2).all())
 
     def _reach(self) -> float:
         return float(np.maximum(self.minimum, self.maximum - SPAN).min())
