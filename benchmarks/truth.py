@@ -144,7 +144,7 @@ def worst() -> float:
 def screened(tier: fast.Tier) -> float:
     """The ratio of one pass of a tier over a million float32 logits, n = 32000; nothing is refined."""
     x = logits(32_000, "float32")
-    work = Work("softmax", "float32", tier, x, None, computed(x, special.softmax), 0, 8, 0.0)
+    work = Work("softmax", "float32", tier, x, None, computed(x, special.softmax), np.arange(len(x)), 8)
     return in_turn(partial(screen, work), lambda: special.softmax(x, axis=-1)).ratio
 
 

@@ -67,6 +67,20 @@ def fix(lo: int, hi: int, den: int, exp: int, bits: int, step: int | None = None
     return significant(middle.numerator, middle.denominator, 0, bits, step)
 
 
+def fixed(values: Array, doubts: Array, bits: int) -> Array:
+    """Numbers >= 0 known to within `doubts` to so many significant bits, nearest even; NaN where both ends do not agree.
+
+    0 stays 0 where there is no doubt. Numbers above 2^1000, or below 2^-900 though not 0, are not told.
+    """
+    reach = doubts * (1 + 2.0**-40) + values * 2.0**-52
+    with np.errstate(invalid="ignore", over="ignore"):
+        ends = (values - reach, values + reach)
+        man, exp = zip(*(np.frexp(end) for end in ends), strict=True)
+        low, high = (np.ldexp(np.rint(np.ldexp(m, bits)), e - bits) for m, e in zip(man, exp, strict=True))
+        told = (low == high) & (ends[0] > 2.0**-900) & (ends[1] < 2.0**1000)
+    return np.where(told | ((values == 0) & (doubts == 0)), high, np.nan)
+
+
 def _scale(man: int, exp: int) -> float:
     try:
         return ldexp(man, exp)

@@ -196,7 +196,11 @@ class Cells:
         return self._maximum(indices, figure, exp)
 
     def expected(self, index: int, digits: int) -> str:
-        """T to so many significant digits, on which both ends of its enclosure agree."""
+        """T to so many significant digits, on which both ends of its enclosure agree.
+
+        A truth that may be rational (where logits are equal) can be half-way between two decimals: within 2^-256 of itself from
+        there it counts as half-way, and is rounded away from 0 as every decimal is.
+        """
         bits = self.bits
         while True:
             e = self.anything(index, bits)
@@ -205,6 +209,9 @@ class Cells:
             ends = {decimal(end, digits) for end in _ends(e)}
             if len(ends) == 1:
                 return ends.pop()
+            lo, hi, exp = hull(e)
+            if (hi - lo) << TIE_BITS <= min(abs(lo), abs(hi)):
+                return decimal((hi, hi, exp) if lo > 0 else (lo, lo, exp), digits)
             bits, _ = self.finer(bits, "a decimal")
 
     def max_ulp(self) -> tuple[float, int]:
@@ -214,7 +221,8 @@ class Cells:
     def ranked(self, count: int) -> list[int]:
         """Flat indices of the `count` largest ULP errors, equal to 40 bits being a tie that the first index wins; no exact ones."""
         bounds = [(i, *self._ulp(i, self.bits, True)) for i in self.compared]
-        lows = nlargest(count, (lo for _, lo, _ in bounds))
+        huge = 1 << (1024 - self._ulp_unit)  # all that are infinite are equal
+        lows = nlargest(count, (min(lo, huge) for _, lo, _ in bounds))
         least = lows[-1] - (lows[-1] >> (MAXIMUM_BITS - 1)) if len(lows) == count > 0 else 0
         fixed = [(-self._fixed(i, self._ulp, self._ulp_unit), i) for i, _, hi in bounds if hi and hi >= least]
         return [i for figure, i in sorted(fixed)[:count] if figure]

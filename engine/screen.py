@@ -20,14 +20,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cache, partial
-from math import inf
+from functools import cache, partial, reduce
+from math import factorial, inf
 from typing import Any
 
 import numpy as np
 
 from engine import formats, ops
-from engine.figures import bin_numbers, edge, edges_of
+from engine.figures import MAXIMUM_BITS, MEAN_BITS, bin_numbers, edge, edges_of, fixed
 from engine.formats import Format
 from engine.model import Array
 from engine.truth import dd, fast
@@ -37,6 +37,8 @@ FIRST_BIN = -640
 OPEN = 2.0**-23
 """An element whose ULP error is not known to so many ulps is left to a finer tier."""
 SMALL = 2.0**-8
+"""Up to here the logarithm and the exponential are taken as their series, which ends below 2^-32 of itself; after the first tier up
+to 2^-4 and below 2^-44."""
 _EXPONENT = np.array(0x7FF0000000000000)
 _MANTISSA = np.array((1 << 52) - 1)
 _SUB = np.array(45)
@@ -51,8 +53,8 @@ _LOST = 2.0**-1018
 _SUM = 2.0**-36
 """Relative error of a sum of at most 2^14 numbers of one sign, and of the few operations before it."""
 
-Sum = tuple[Fraction, float]
-"""A value and what it may be off by."""
+Sum = tuple[Fraction, Any]
+"""A value and what it may be off by, infinite where nothing is known."""
 
 
 @dataclass
@@ -103,6 +105,26 @@ class Candidates:
         order = np.argsort(index[kept], kind="stable")
         return index[kept][order], value[kept][order], radius[kept][order]
 
+    def settle(self, bits: int) -> Array:
+        """Of those whose figure is told to `bits` bits keep the largest, of equal ones the first; the indices of the others."""
+        index, value, radius = self.pruned()
+        told = fixed(value, radius, bits)
+        known = np.flatnonzero(~np.isnan(told))
+        chosen = known[np.lexsort((index[known], -told[known]))[: self.keep]]
+        rest = np.flatnonzero(np.isnan(told))
+        if chosen.size == self.keep:
+            rest = rest[(value[rest] + radius[rest]) * (1 + 2.0 ** (1 - bits)) >= told[chosen[-1]]]
+        kept = np.concatenate([chosen, rest])
+        self.index, self.value, self.radius = [index[kept]], [value[kept]], [radius[kept]]
+        return index[rest]
+
+    def replace(self, indices: Array, finer: Candidates) -> None:
+        """Take what a finer tier says of these indices instead, which may be that they are out of the question."""
+        own, others = self.pruned(), finer.pruned()
+        kept, taken = ~np.isin(own[0], indices), np.isin(others[0], indices)
+        self.index, self.value, self.radius = ([a[kept], b[taken]] for a, b in zip(own, others, strict=True))
+        self.least = max(self.least, finer.least)
+
     def merge(self, other: Candidates) -> None:
         """Take the other's candidates too."""
         self.least = max(self.least, other.least)
@@ -113,10 +135,11 @@ class Candidates:
 
 @dataclass
 class Partial:
-    """What one part of an output has shown at one tier; parts are merged in the order of their rows.
+    """What one part of an output has shown; parts are merged in the order of their rows.
 
-    low, high: counts by percentile bin, from FIRST_BIN on. relative: what T may be off by at most, relatively. open_elements,
-    open_rows: what is left to finer tiers, and excluded from every figure of elements, or of rows, here.
+    low, high: counts by percentile bin, from FIRST_BIN on. tiers, relative: by tier, the elements it decided and what T may be off
+    by at most, relatively. open_elements, open_rows: what no tier decided, excluded from every figure of elements, or of rows.
+    split: elements that T2 counts in two bins, and these.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -129,6 +152,7 @@ class Partial:
     open_elements: list[int] = field(default_factory=list)
     open_rows: set[int] = field(default_factory=set)
     far_rows: list[int] = field(default_factory=list)
+    split: list[tuple[int, int, int]] = field(default_factory=list)
     open_defects: list[int] = field(default_factory=list)
     open_bounds: list[int] = field(default_factory=list)
     apart_rows: list[int] = field(default_factory=list)
@@ -136,20 +160,22 @@ class Partial:
     mismatch: list[int] = field(default_factory=list)
     ranges: set[tuple[float, float]] = field(default_factory=set)
     widest: float = 0.0
-    relative: float = 0.0
+    tiers: Counter[str] = field(default_factory=Counter)
+    relative: dict[str, float] = field(default_factory=dict)
 
     def bin(self, low: Array, high: Array, count: int = 1) -> None:
-        """Count errors > 0 in their percentile bins: by the least and by the most that they may be."""
+        """Count errors > 0 in their percentile bins: in those of the least and of the most that they may be."""
         self.low, self.high = (
-            _grown(bins, np.bincount(bin_numbers(values) - FIRST_BIN, minlength=1) * count)
-            for bins, values in ((self.low, low), (self.high, high))
+            _grown(bins, np.bincount(numbers - FIRST_BIN, minlength=1) * count)
+            for bins, numbers in ((self.low, low), (self.high, high))
         )
 
-    def add(self, name: str, value: float | Fraction, error: float) -> None:
+    def add(self, name: str, value: float | Fraction, error: float | Fraction) -> None:
         """Add to a sum, exactly; a value beyond binary64 leaves it open for good."""
-        total, doubt = self.sums.get(name, (Fraction(0), 0.0))
-        finite = isinstance(value, Fraction) or abs(value) < inf
-        self.sums[name] = total + Fraction(value if finite else 0), doubt + error if finite else inf
+        total, doubt = self.sums.get(name, (Fraction(0), Fraction(0)))
+        known: tuple[Any, ...] = (value, error, doubt)
+        finite = all(abs(part) < inf for part in known)
+        self.sums[name] = (total + Fraction(value), doubt + Fraction(error)) if finite else (total, inf)
 
     def mark(self, name: str, index: int) -> None:
         """Remember the smallest index of that name."""
@@ -171,7 +197,9 @@ class Partial:
         self.open_rows |= other.open_rows
         self.ranges |= other.ranges
         self.widest = max(self.widest, other.widest)
-        self.relative = max(self.relative, other.relative)
+        self.tiers.update(other.tiers)
+        for name, most in other.relative.items():
+            self.relative[name] = max(most, self.relative.get(name, 0.0))
         return self
 
 
@@ -183,15 +211,16 @@ def _grown(a: Array, b: Array) -> Array:
     return total
 
 
-_LISTS = ("open_elements", "far_rows", "open_defects", "open_bounds", "apart_rows", "undecided_argmax", "mismatch")
+_LISTS = ("open_elements", "far_rows", "split", "open_defects", "open_bounds", "apart_rows", "undecided_argmax", "mismatch")
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
     """Some rows of an output to be measured. logits: (rows, n); extra: targets or grad_output of these rows, or None.
 
-    output: (rows, width), of the format; first: the first row's number; keep: how many of the largest ULP errors are wanted;
-    ambiguity: ULPs within which nothing is taken as decided, if more than the tier's own.
+    output: (rows, width), of the format; rows: their numbers, ascending; keep: how many of the largest ULP errors are wanted;
+    ambiguity: ULPs within which nothing is taken as decided, if more than the tier's own; only: flat indices of the whole output
+    of the elements that are looked at, ascending, if not all.
     """
 
     op: str
@@ -200,15 +229,97 @@ class Work:
     logits: Array
     extra: Array | None
     output: Array
-    first: int
+    rows: Array
     keep: int
     ambiguity: float = 0.0
+    only: Array | None = None
+
+    def of(self, rows: Array, tier: Tier, ambiguity: float, only: Array | None = None) -> Work:
+        """Some of the rows, by their numbers, at another tier."""
+        at = np.searchsorted(self.rows, rows)
+        extra = None if self.extra is None else self.extra[at]
+        return Work(
+            self.op, self.format, tier, self.logits[at], extra, self.output[at], rows, self.keep, ambiguity, only
+        )  # fmt: skip
 
 
 def screen(work: Work) -> Partial:
-    """What one tier shows of some rows."""
+    """What one tier shows of some rows; many elements or rows that it leaves open are taken to the finer ones."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # garbage overflows, and is then left open
-        return _Screen(work).run()
+        partial = _Screen(work).run()
+        partial.tiers[work.tier.name] = partial.counts["n"]
+        for step, tier in enumerate(fast.TIERS[fast.TIERS.index(work.tier) + 1 :], 2):
+            finer = _Finer(work, partial, tier, work.ambiguity**step)
+            finer.rows()
+            finer.elements()
+            finer.maxima()
+        return partial
+
+
+FEW = 16
+"""Elements that are not worth a screen of their rows."""
+
+
+class _Finer:
+    """What a finer tier shows of the elements and the rows that were left open."""
+
+    def __init__(self, work: Work, partial: Partial, tier: Tier, ambiguity: float) -> None:
+        self.work, self.p, self.tier, self.ambiguity = work, partial, tier, ambiguity
+
+    def _run(self, rows: Array, only: Array | None = None) -> Partial:
+        return _Screen(self.work.of(rows, self.tier, self.ambiguity, only)).run()
+
+    def rows(self) -> None:
+        """Figures of rows, and whether they keep their argmax."""
+        p = self.p
+        if p.open_rows:
+            found = self._run(np.array(sorted(p.open_rows)))
+            p.open_rows = found.open_rows
+            for name in _FIGURES_OF_ROWS:
+                if name in found.sums:
+                    p.add(name, *found.sums[name])
+                p.most[name].merge(found.most[name])
+                if f"{name} infinite" in found.first:
+                    p.mark(f"{name} infinite", found.first[f"{name} infinite"])
+        if p.undecided_argmax:
+            found = self._run(np.array(sorted(p.undecided_argmax)))
+            p.undecided_argmax = found.undecided_argmax
+            p.counts["argmax_preserved"] += found.counts["argmax_preserved"]
+        for name in _FIGURES_OF_ROWS:
+            unknown = p.most[name].settle(MEAN_BITS)
+            if unknown.size > FEW:
+                found = self._run(np.sort(unknown))
+                p.most[name].replace(np.setdiff1d(unknown, list(found.open_rows)), found.most[name])
+                p.most[name].settle(MEAN_BITS)
+        p.most["sum_defect"].settle(MAXIMUM_BITS)
+
+    def _elements(self, indices: Array) -> Partial:
+        only = np.unique(indices)
+        return self._run(np.unique(only // self.work.output.shape[1]), only)
+
+    def elements(self) -> None:
+        """Everything that is counted or summed over elements."""
+        p = self.p
+        if len(p.open_elements) <= FEW:
+            return
+        asked, p.open_elements = np.array(p.open_elements), []
+        found = self._elements(asked)
+        decided = asked.size - len(found.open_elements)
+        p.tiers[self.work.tier.name] -= decided
+        p.tiers[self.tier.name] += decided
+        p.merge(found)
+
+    def maxima(self) -> None:
+        """The candidates for the maxima over elements."""
+        unknown = {name: self.p.most[name].settle(MAXIMUM_BITS) for name in _MAXIMA}
+        wanted = np.concatenate(list(unknown.values()))
+        if wanted.size <= FEW:
+            return
+        found = self._elements(wanted)
+        for name, indices in unknown.items():
+            finer = found.most[name]
+            self.p.most[name].replace(np.setdiff1d(indices, found.open_elements), finer)
+            self.p.most[name].settle(MAXIMUM_BITS)
 
 
 class _Screen:
@@ -223,12 +334,13 @@ class _Screen:
         self.up = fast.UP if self.fmt.precision == 53 else 0
         self.buffers = Buffers()
         self.partial = Partial()
-        for name, keep in (("ulp", work.keep), ("rel", 1), ("normal", 1), ("abs", 1)):
-            self.partial.most[name] = Candidates(keep)
+        for name in _MAXIMA:
+            self.partial.most[name] = Candidates(work.keep if name == "ulp" else 1)
         for name in _ROW_FIGURES:
             self.partial.most[name] = Candidates(1, 2.0**-18)
         self.doubt = max(OPEN, 2 * work.ambiguity)
         self.finite = True
+        self.careful = work.tier is not fast.first_tier(self.fmt.precision)
         self.ledger = _Ledger(work, self.partial, self.up)
 
     def run(self) -> Partial:
@@ -237,7 +349,8 @@ class _Screen:
         step = max(1, CHUNK // max(self.n, self.width))
         for start in range(0, rows, step):
             self._block(np.arange(start, min(start + step, rows)))
-        self.ledger.close()
+        if work.only is None:
+            self.ledger.close()
         return self.partial
 
     # rows
@@ -251,7 +364,7 @@ class _Screen:
         live = np.isfinite(block.maximum.reshape(-1))
         far = self._far(block, live)
         if far.any():
-            self.partial.far_rows += (work.first + rows[far]).tolist()
+            self.partial.far_rows += work.rows[rows[far]].tolist()
         special = ~live
         if special.any():
             top = block.maximum.reshape(-1)
@@ -267,7 +380,17 @@ class _Screen:
             block = Block(work.op, work.tier, self.up, logits[usual], extra, self.buffers)
             rows, output = rows[usual], output[usual]
         block.prepare()
-        _Rows(self, block, rows + work.first, output).run()
+        _Rows(self, block, work.rows[rows], output).run()
+
+    def wanted(self, rows: Array) -> Array | None:
+        """Of the elements of these rows (by number) those that are looked at, (rows, width); None: all."""
+        only, width = self.work.only, self.width
+        if only is None:
+            return None
+        found = np.zeros((rows.size, width), bool)
+        chosen = only[np.searchsorted(only, rows[0] * width) : np.searchsorted(only, (rows[-1] + 1) * width)]
+        found[np.searchsorted(rows, chosen // width), chosen % width] = True
+        return found
 
     def _far(self, block: Block, live: Array) -> Array:
         """Rows whose numbers leave the range the fast tiers are proven for."""
@@ -295,17 +418,16 @@ class _Screen:
         counts["special_mismatch"] += int((~right).sum())
         if np.isnan(value):
             counts["untrue_rows"] += len(rows)
-        self.partial.open_defects += (rows + self.work.first).tolist()
+        numbers = self.work.rows[rows]
+        self.partial.open_defects += numbers.tolist()
         for x in formats.widen(self.work.logits[rows]):
             x = x[np.isfinite(x)]
             self.partial.ranges.add((float(x.max()), float(x.min())) if x.size else (0.0, 0.0))
-        self.mismatches(
-            np.flatnonzero(~right.reshape(-1)), lambda at: (rows + self.work.first)[at // self.width] * self.width + at % self.width
-        )
+        self.mismatches(np.flatnonzero(~right.reshape(-1)), lambda at: numbers[at // self.width] * self.width + at % self.width)
 
     def raw(self, c: Array) -> int:
         """Counts that need no truth; returns the number of zeros. Afterwards `finite` says whether all of c is."""
-        counts = self.partial.counts
+        counts = self.partial.counts if self.work.only is None else Counter[str]()
         least, most = float(c.min()), float(c.max())
         self.finite = -inf < least <= most < inf
         self.size = max(-least, most) if self.finite else inf
@@ -334,8 +456,15 @@ _FIGURED = ("softmax", "log_softmax")
 _SUMMED = (*_FIGURED, "cross_entropy_grad")
 """Ops with a sum_defect."""
 _TOGETHER = 4096
-_ROW_FIGURES = ("kl", "total_variation", "backward_error", "sum_defect")
+_FIGURES_OF_ROWS = ("kl", "total_variation", "backward_error")
+_ROW_FIGURES = (*_FIGURES_OF_ROWS, "sum_defect")
+_MAXIMA = ("ulp", "rel", "normal", "abs")
 _SIGNS = {"softmax": 1, "cross_entropy": 1, "log_softmax": -1}
+
+
+_ROW_STARTS = dict.fromkeys(("kl", "variation", "weight", "normals", "sum", "sum low", "grain", "holes", "rounded", "margin"), 0.0)
+_ROW_STARTS |= dict.fromkeys(("high", "high ratio", "top", "key", "at most"), -inf)
+_ROW_STARTS |= dict.fromkeys(("low", "low ratio", "at least"), inf)
 
 
 class _Rows:
@@ -356,15 +485,13 @@ class _Rows:
         self.rational = self.least == block.maximum  # there, and only there, a truth can be a number of the format
         self.some_rational = bool(self.rational.any())
         self.coefficient = self._coefficient()
-        self.row: dict[str, Array] = {
-            name: np.zeros(per_row) for name in ("kl", "variation", "sum", "sum low", "rounded", "margin")
-        }
-        self.row["high"], self.row["low"] = np.full(per_row, -inf), np.full(per_row, inf)
-        self.row["top"] = np.full(per_row, -inf)
-        for name in ("key", "at most", "at least"):
-            self.row[name] = np.full(per_row, inf if name == "at least" else -inf)
+        self.row: dict[str, Array] = {name: np.full(per_row, start) for name, start in _ROW_STARTS.items()}
         self.tightest = float(self.coefficient.min()) * (1 - 2.0**-30)
         self.endless, self.broken, self.void, self.unsummed, self.apart = (np.zeros(per_row, bool) for _ in range(5))
+        self.wanted = screen.wanted(rows)
+        self.constant = self._constant()
+        self.small, self.cut = (SMALL, _LOG) if not screen.careful else (2.0**-4, 2.0**-44)
+        self.careful = screen.careful
 
     def _least(self) -> Array:
         """The smallest finite logit of each row."""
@@ -393,7 +520,8 @@ class _Rows:
     def run(self) -> None:
         for part in self.block.parts():
             self._part(part)
-        self._finish()
+        if self.wanted is None:
+            self._finish()
 
     # one part
 
@@ -401,7 +529,7 @@ class _Rows:
         """Everything that one part shows. Below, T and c are taken times the sign of T, and times 2^up."""
         c = self._loaded(part)
         cell = _Cells(part, c, self._magnitude(part, c), self.index(part))
-        if not self.figures and self.screen.op.output != "rows":
+        if not self.figures and self.screen.op.output != "rows" and self.wanted is None:
             self._truth_tops(cell)
         self._odd(cell)
         self._binade(cell)
@@ -411,7 +539,7 @@ class _Rows:
         self._zeros(cell)
         self._count(cell)
         self._beyond(cell)
-        if self.figures:
+        if self.figures and self.wanted is None:
             self._row_figures(cell)
         self._rank(cell)
 
@@ -419,11 +547,12 @@ class _Rows:
         c = self.b("c", part.hi.shape)
         np.copyto(c, self.block.laid(self.output[:, part.start : part.stop]))
         self.zeros = self.screen.raw(c)
-        self.p.counts["n"] += c.size
-        if self.defects:
-            self._sum_outputs(c)
-        if self.figures:
-            self._tops_by_logits(c, part)
+        if self.wanted is None:
+            self.p.counts["n"] += c.size
+            if self.defects:
+                self._sum_outputs(c)
+            if self.figures:
+                self._tops_by_logits(c, part)
         self.raw = c if self.figures and self.screen.size < 2.0**400 else c.copy()
         if self.up != 1:
             np.multiply(c, self.up, c)
@@ -436,6 +565,8 @@ class _Rows:
         if self.sign == -1:
             for values in (a, c) if lo is None else (a, c, lo):
                 np.negative(values, values)
+            if lo is not None and (flat := (self.block.log_size == 0) & ~self.rational).any():
+                np.copyto(lo, FLOOR, where=flat & (lo == 0))  # the logarithm has underflown: T is just beyond x - m
         elif self.sign == 0:
             sign = np.copysign(1.0, a)
             for values in (a, c) if lo is None else (a, c, lo):
@@ -444,39 +575,129 @@ class _Rows:
 
     def _odd(self, cell: _Cells) -> None:
         """Elements with an infinity or a NaN in them: counted here, then taken out as if both numbers were 1."""
-        a, masked = cell.a, cell.part.masked
-        infinite = masked if masked is not None and self.name in ("log_softmax", "cross_entropy") else None
-        odd = None if infinite is None else infinite.copy()
-        cell.gone = None if masked is None or infinite is not None else masked & (a == 0)
-        if self.some_rational:
-            self._exact_truths(cell)
-        if not self.screen.finite:
-            wild = ~np.isfinite(self.raw)
-            odd = wild if odd is None else odd | wild
+        a = cell.a
+        infinite = cell.part.masked if self.name in ("log_softmax", "cross_entropy") else None
+        self._exact_truths(cell)
+        wild = None if self.screen.finite else ~np.isfinite(self.raw)
         over = self._overflowing(a)
-        if over is not None:
-            odd = over if odd is None else odd | over
-        if odd is not None and odd.any():
-            self._count_odd(cell, np.flatnonzero(odd), infinite, over)
+        marked = [mask for mask in (infinite, wild, over) if mask is not None]
+        others = None if self.wanted is None else ~self.block.laid(self.wanted[:, cell.part.start : cell.part.stop])
+        if marked:
+            odd = reduce(np.logical_or, marked)
+            at = np.flatnonzero(odd if others is None else odd & ~others)
+            if at.size:
+                self._count_odd(cell, at, infinite, over)
+        if others is not None:
+            self._leave_out(cell, np.flatnonzero(others))
+        if cell.gone is not None:
+            self._set(cell, 0.0, cell.gone)
         if not a.all():
             np.copyto(a, FLOOR, where=a == 0)
+        self._scale(cell)
+
+    @staticmethod
+    def _set(cell: _Cells, value: Array | float, where: Array) -> None:
+        """Set |T|."""
+        np.copyto(cell.a, value, where=where)
+        if cell.lo is not None:
+            np.copyto(cell.lo, 0.0, where=where)
+
+    def _scale(self, cell: _Cells) -> None:
+        """What the bound multiplies for the doubt of c - T: |T|, 0 where that is exact, its smaller part where that is known."""
+        cell.scale = cell.a
+        fine = cell.part.fine
+        if fine is None and cell.sure is None and cell.gone is None:
+            return
+        cell.scale = cell.a.copy()
+        if fine is not None:
+            if self.block.log_size is not None:  # an underflown logarithm
+                lost = (fine.rest == 0) & ~self._of_rows(self.rational, cell, fine.at)
+                fine = fine._replace(rest=np.where(lost, FLOOR, fine.rest))
+            cell.fine = fine
+            cell.scale.reshape(-1)[fine.at] = np.abs(fine.rest) * 1.02
+        for exact in (cell.sure, cell.gone):
+            if exact is not None:
+                cell.scale[exact] = 0.0
+
+    def _leave_out(self, cell: _Cells, at: Array) -> None:
+        """Take elements out of everything, as if both numbers were 1."""
+        if cell.gone is not None:
+            cell.gone.reshape(-1)[at] = False
+        if cell.sure is not None:
+            cell.sure.reshape(-1)[at] = False
+        for values, value in ((cell.a, 1.0), (cell.c, 1.0), (cell.lo, 0.0)):
+            if values is not None:
+                values.reshape(-1)[at] = value
+        cell.odd = np.union1d(cell.odd, at)
 
     def _exact_truths(self, cell: _Cells) -> None:
-        """Truths that are numbers: 1/k in rows of k equal logits, k a power of two; 0, or the logit, where it is the only one."""
-        a = cell.a
-        if self.name == "softmax":
-            nearest = ((a.view(np.int64) + (1 << 51)) & _EXPONENT).view(np.float64)
-            sure = self.rational & (np.abs(a - nearest) <= 2.0**-40 * nearest) & (a > 0)
-            np.copyto(a, nearest, where=sure)
-            if cell.lo is not None:
-                cell.lo[sure] = 0.0
-            cell.sure = sure
-        elif self.name == "logsumexp":
-            single = self.rational & (self.block.log_size == 0)
+        """Truths that are numbers: behind masks, and in rows of equal logits."""
+        masked = cell.part.masked
+        if masked is not None and not self.block.logarithmic:
+            cell.gone, cell.sure = masked & (cell.a == 0), masked & (cell.a != 0)
+            if not self.weighted:
+                self._set(cell, self.up, cell.sure)  # -1 behind a mask
+        if self.constant is not None:
+            cell.gone = self._also(cell.gone, np.broadcast_to(self.constant, cell.a.shape))
+        if self.some_rational:
+            self._rational_truths(cell)
+
+    def _rational_truths(self, cell: _Cells) -> None:
+        """In rows of k equal logits: where k is a power of two, and 0, or the logit, where k is 1."""
+        a, masked, count = cell.a, cell.part.masked, self._finite_logits()
+        if self.name == "logsumexp":
+            single = self.rational & (count == 1)
             cell.sure, cell.gone = single & (a != 0), single & (a == 0)
         elif self.block.logarithmic:
-            single = self.rational & (a == 0)
-            cell.gone = single if cell.gone is None else cell.gone | single
+            cell.gone = self.rational & (a == 0)
+        elif self.name != "softmax_vjp" and not self.weighted:
+            told = self.rational & ((count.astype(np.int64) & (count.astype(np.int64) - 1)) == 0)
+            told = np.broadcast_to(told, a.shape) if masked is None else told & ~masked
+            self._told(cell, told, count)
+
+    def _told(self, cell: _Cells, told: Array, count: Array) -> None:
+        """Set the truths that are exact: 1/k, 1/k - 1, or -1/k^2 and 1/k (1 - 1/k)."""
+        part, share = cell.part, self.up / count
+        value = np.broadcast_to(share, told.shape).copy()
+        if self.name == "softmax_jacobian":
+            column = np.arange(part.start, part.stop)
+            diagonal = self.block.laid((column // self.block.n == column % self.block.n)[None, :])
+            value = np.where(diagonal, share - share / count, value / count)
+        elif self.name == "cross_entropy_grad":
+            target = self.block.per_row(self._targets())
+            column = self.block.laid(np.arange(part.start, part.stop)[None, :])
+            value = np.where(column == target, self.up - share, value)
+        self._set(cell, value, told)
+        cell.sure = self._also(cell.sure, told & (value > 0))
+        cell.gone = self._also(cell.gone, told & (value == 0))
+
+    def _targets(self) -> Array:
+        assert self.block.extra is not None
+        return self.block.extra
+
+    @property
+    def weighted(self) -> bool:
+        """Whether a distribution or a grad_output comes with the logits."""
+        return self.block.extra is not None and self.block.extra.ndim == 2
+
+    def _finite_logits(self) -> Array:
+        """How many logits of each row are finite."""
+        block = self.block
+        if not block.masks:
+            return np.full(block.shape(1), float(block.n))
+        return block.per_row(np.isfinite(block.logits.astype(np.float64)).sum(axis=1).astype(np.float64))
+
+    def _constant(self) -> Array | None:
+        """Rows whose grad_output is one number wherever the logit is finite: their every vjp is 0."""
+        if self.name != "softmax_vjp":
+            return None
+        finite, g = self.block.logits.astype(np.float64) > -inf, self._targets().astype(np.float64)
+        most, least = np.where(finite, g, -inf).max(axis=1), np.where(finite, g, inf).min(axis=1)
+        return self.block.per_row(most == least) if (most == least).any() else None
+
+    @staticmethod
+    def _also(mask: Array | None, more: Array) -> Array:
+        return more.copy() if mask is None else mask | more
 
     def _overflowing(self, a: Array) -> Array | None:
         """Where the truth rounds to infinity, or may."""
@@ -498,7 +719,7 @@ class _Rows:
         unbounded = endless | sure
         nan = np.isnan(c)
         right = unbounded & (c == inf)
-        counts["nan_unexpected"] += int(nan.sum())
+        counts["nan_unexpected"] += int(nan.sum()) * (self.wanted is None)  # those left open have been counted before
         counts["overflow_count"] += int((~unbounded & ~near & np.isinf(c)).sum())
         counts["correctly_rounded"] += int(right.sum())
         infinite_too = at[right & sure]
@@ -512,19 +733,14 @@ class _Rows:
         self.screen.mismatches(at[wrong], cell.place)
         if near.any():
             self.p.open_elements += cell.place(at[near]).tolist()
-            self.p.open_rows |= set((cell.place(at[near]) // self.screen.width).tolist())
+            self._open_row(cell, at[near])
         a = cell.a.reshape(-1)[at]
         lost = np.isinf(c) & ~(right & endless)
         self._flag(self.endless, cell, at[lost])
         self._flag(self.broken, cell, at[lost & (a >= self.low_binade)])
         self._open_row(cell, at[lost & (np.abs(a - self.low_binade) < self.low_binade / 8)])
         self._flag(self.apart, cell, at[wrong])
-        if cell.gone is not None:
-            cell.gone.reshape(-1)[at] = False
-        for values, value in ((cell.a, 1.0), (cell.c, 1.0), (cell.lo, 0.0)):
-            if values is not None:
-                values.reshape(-1)[at] = value
-        cell.odd = at
+        self._leave_out(cell, at)
 
     def _flag(self, rows: Array, cell: _Cells, at: Array) -> None:
         """Flag the rows of flat positions."""
@@ -558,8 +774,10 @@ class _Rows:
         below = beside < 0
         doubt = self._radius(cell, at)
         open_ = np.abs(beside) <= np.maximum(doubt, edge * (self.screen.work.ambiguity * 2.0 ** (1 - self.fmt.precision)))
-        if self.name == "softmax":  # a probability is below 1, but where a row has a single finite logit
-            one = (edge == self.up) & ~self._of_rows(self.rational, cell, at)
+        open_ &= ~self._exact(cell, at)
+        if self.name == "softmax" or (self.name == "cross_entropy_grad" and not self.weighted):
+            # a probability is below 1, and so is 1 less one, but where a row has a single finite logit
+            one = (edge == self.up) & ~self._of_rows(self.rational, cell, at) & ~self._exact(cell, at)
             below |= one
             open_ &= ~one
         cell.power.reshape(-1)[at] = np.where(below, nearest - (1 << 52), nearest)
@@ -570,12 +788,40 @@ class _Rows:
         row = at % len(self.rows) if self.axis == 0 else at // cell.a.shape[1]
         return np.asarray(values.reshape(-1)[row])
 
+    def _exact(self, cell: _Cells, at: Array) -> Array:
+        """Which flat positions have a truth that is known exactly."""
+        found = np.zeros(at.shape, bool)
+        for exact in (cell.sure, cell.gone):
+            if exact is not None:
+                found |= exact.reshape(-1)[at]
+        return found
+
+    @staticmethod
+    def _exact_errors(cell: _Cells) -> Array:
+        """Where the truth is exact and its difference from the output is too."""
+        found = np.zeros(cell.c.shape, bool)
+        if cell.sure is not None:
+            found |= cell.sure & (dd.two_sum(cell.c, -cell.a)[1] == 0)
+        return found if cell.gone is None else found | cell.gone
+
     def _radius(self, cell: _Cells, at: Array) -> Array:
         """What T may be off by, for flat positions."""
         radius = cell.part.radius
         if radius is None:
             return np.asarray(self.block.bound * cell.a.reshape(-1)[at])
         return np.asarray(radius.reshape(-1)[at])
+
+    def _doubt(self, cell: _Cells, at: Array) -> Array:
+        """What c - T may be off by, but for roundings, for flat positions."""
+        if cell.part.radius is None:
+            return np.asarray(self.block.bound * cell.scale.reshape(-1)[at])
+        return np.where(self._exact(cell, at), 0.0, cell.part.radius.reshape(-1)[at])
+
+    def _doubts(self, cell: _Cells) -> Array:
+        """The same for all."""
+        if cell.part.radius is None:
+            return np.asarray(self.block.bound * cell.scale)
+        return np.where(cell.scale > 0, cell.part.radius, 0.0)
 
     def _errors(self, cell: _Cells) -> None:
         """c - T, and the same in ulps."""
@@ -587,10 +833,20 @@ class _Rows:
         np.subtract(cell.c, cell.a, cell.r)
         if cell.lo is not None:
             np.subtract(cell.r, cell.lo, cell.r)
+        self._refine(cell)
         np.multiply(cell.r, cell.inverse, cell.e)
         cell.delta = np.divide(cell.r, cell.a, out=self.b("back", shape))
         cell.share = np.abs(cell.delta, out=self.b("d", shape))
         cell.most = float(cell.share.max())
+
+    def _refine(self, cell: _Cells) -> None:
+        """c - T where T is 0, or better known as the difference from an exact number."""
+        if cell.gone is not None:
+            np.copyto(cell.r, cell.c, where=cell.gone)
+        fine = cell.fine
+        if fine is not None:
+            c, used = cell.c.reshape(-1)[fine.at], ~np.isin(fine.at, cell.odd)
+            cell.r.reshape(-1)[fine.at[used]] = ((((c - fine.base) - fine.low) - fine.rest) - fine.spill)[used]
 
     def _rounded(self, cell: _Cells) -> None:
         """R = RN(T), decided where T is near a midpoint."""
@@ -627,6 +883,8 @@ class _Rows:
             known = tie & (np.abs(low) > 1.01 * self.block.bound * self._of_rows(self.block.log_size, cell, at))
             open_ &= ~known
             over = np.where(tie, (low > 0) == (rest > 0), over)
+        exact = self._exact(cell, at)  # a tie is rounded to even above
+        open_, over = open_ & ~exact, over & ~exact
         away = np.where(rest + low > 0, 1.0, -1.0) if self.block.log_size is None else np.sign(rest + np.where(rest == 0, low, 0.0))
         cell.rounded.reshape(-1)[at] = np.where(over, rounded + away / inverse, rounded)
         cell.hard.append(at[open_])
@@ -640,12 +898,13 @@ class _Rows:
             blurred = (radius * cell.inverse > OPEN) | ((radius > 2.0**-20 * a) & (c != 0))
             if self.name == "softmax_vjp":
                 blurred |= a <= np.maximum(radius, FLOOR)
-            cell.hard.append(np.flatnonzero(blurred if cell.gone is None else blurred & ~cell.gone))
-        if self.some_rational and self.sign == 0 and self.name != "logsumexp":
-            close = (size <= self.screen.doubt) & self.rational
-            cell.hard.append(np.flatnonzero(close if cell.gone is None else close & ~cell.gone))
+            cell.hard.append(np.flatnonzero(blurred & (cell.scale > 0)))
+        if self.some_rational and self.weighted and not self.block.logarithmic:
+            cell.hard.append(np.flatnonzero((size <= self.screen.doubt) & self.rational & (cell.scale > 0)))
         if float(a.min()) < 2.0**-960:
-            deep = np.flatnonzero((a < 2.0**-960) & (c != 0))
+            deep = np.flatnonzero((a < 2.0**-960) & (c != 0) & (cell.scale > 0))
+            endless = self._endless(cell, deep)
+            cell.deep, deep = deep[endless], deep[~endless]
             cell.hard.append(deep)
             self._open_row(cell, deep)
         cell.top = float(size.max())
@@ -659,14 +918,30 @@ class _Rows:
         if not hard.size:
             return
         cell.open = hard
+        if self.wanted is None and self.figures:
+            self._flag(self.row["holes"], cell, hard)
         self.p.open_elements += cell.place(hard).tolist()
         self._open_row(cell, hard[a.reshape(-1)[hard] < 4 * self.low_binade])
         cell.e.reshape(-1)[hard] = 0.0
         size.reshape(-1)[hard] = 0.0
         cell.top = float(size.max())
 
+    def _endless(self, cell: _Cells, at: Array) -> Array:
+        """Which outputs are more than 2^1100 times their truths, by the logits: log2 p_j is at most (x_j - m)/log 2."""
+        if self.block.logarithmic or self.name == "softmax_vjp" or self.weighted:
+            return np.zeros(at.shape, bool)
+        count = cell.a.shape[1]
+        row, column = (at % count, at // count) if self.axis == 0 else (at // count, at % count)
+        column, n = column + cell.part.start, self.block.n
+        gap = self.block.logits[row, column // n if self.name == "softmax_jacobian" else column].astype(np.float64)
+        gap = gap - self.block.maximum.reshape(-1)[row]
+        if self.name == "softmax_jacobian":
+            other = self.block.logits[row, column % n].astype(np.float64) - self.block.maximum.reshape(-1)[row]
+            gap = np.where(gap < 0, gap + other * (column // n != column % n), 0.0)
+        return np.asarray(np.log2(np.abs(cell.c.reshape(-1)[at]) / self.up) - gap * 1.4426 > 1110)
+
     def _open_row(self, cell: _Cells, at: Array) -> None:
-        if at.size and self.figures:
+        if at.size and self.figures and self.wanted is None:
             self.p.open_rows |= set((cell.place(at) // self.screen.width).tolist())
 
     def _count(self, cell: _Cells) -> None:
@@ -679,15 +954,18 @@ class _Rows:
         p.counts["compared"] += size.size - out
         p.counts["correctly_rounded"] += int(np.count_nonzero(same)) - cell.odd.size
         total = float(np.add.reduce(size, axis=None))
-        if cell.part.radius is None:
+        if cell.scale is cell.a and cell.part.radius is None:
             doubt = (size.size - out) * self.block.bound * 2.0**self.fmt.precision
         else:
-            eps = cell.part.radius * cell.inverse
-            eps.reshape(-1)[cell.open] = 0.0
+            eps = self._doubts(cell) * cell.inverse
+            eps.reshape(-1)[cell.open] = eps.reshape(-1)[cell.odd] = 0.0
             doubt = float(eps.sum()) * (1 + _SUM)
-        fine = self.screen.work.tier is not fast.first_tier(self.fmt.precision)
-        slack = total * (2.0**-50 if fine else _SUM)  # every error is itself rounded
-        p.add("size", total_of(size) if fine else total, doubt + slack)
+        slack = total * _SUM
+        if self.careful:  # the sum is exact then, but every error is itself rounded, if not that from an exact truth
+            known = cell.sure is not None or cell.gone is not None
+            rounded = np.where(self._exact_errors(cell), 0.0, size) if known else size
+            slack = float(np.add.reduce(rounded, axis=None)) * 2.0**-50
+        p.add("size", total_of(size) if self.careful else total, doubt + slack)
         p.counts["normal"] += self._normals(cell)
         if p.first.get("compared", inf) > self.rows[0] * self.screen.width:
             whole = np.ones(size.size, bool)
@@ -695,7 +973,7 @@ class _Rows:
             if whole.any():
                 p.mark("compared", int(cell.place(np.flatnonzero(whole)).min()))
         signed = cell.e if isinstance(cell.sign, int) else cell.e * cell.sign
-        bias = total_of(signed) if fine else float(np.add.reduce(signed, axis=None))
+        bias = total_of(signed) if self.careful else float(np.add.reduce(signed, axis=None))
         p.add("signed", -bias if self.sign < 0 else bias, doubt + slack)
         self._bins(cell, out)
         self._ordinals(cell)
@@ -713,7 +991,7 @@ class _Rows:
         What has been taken out, and is 0 here, is not counted.
         """
         p, shape = self.p, cell.size.shape
-        if self.some_rational or cell.part.masked is not None:
+        if cell.sure is not None or cell.gone is not None:
             cell.exact = self._exactly(cell)
         exact = 0 if cell.exact is None else int(np.count_nonzero(cell.exact))
         p.counts["exact"] += exact
@@ -731,34 +1009,58 @@ class _Rows:
         np.abs(threshold, threshold)
         near = OPEN + cell.top * 2.0**-50
         if cell.top > _TOP or float(threshold.min()) <= near:
-            at = np.flatnonzero((threshold <= near) | (cell.size > _TOP))
+            chosen = ((threshold <= near) | (cell.size > _TOP)).reshape(-1)
+            chosen[cell.odd] = chosen[cell.open] = False
+            at = np.flatnonzero(chosen if cell.exact is None else chosen & ~cell.exact.reshape(-1))
             values = cell.size.reshape(-1)[at]
-            doubt = self._radius(cell, at) * cell.inverse.reshape(-1)[at] + values * 2.0**-50
+            doubt = self._doubt(cell, at) * cell.inverse.reshape(-1)[at] + values * 2.0**-50
+            if cell.sure is not None or cell.gone is not None:
+                doubt = np.where(self._exact_errors(cell).reshape(-1)[at], 0.0, doubt)
+            if cell.deep.size:  # T is all but 0: an error just below c, or just above -c
+                deep = np.isin(at, cell.deep)
+                values = np.where(deep & (cell.c.reshape(-1)[at] < 0), values * (1 + 2.0**-50), values)
+                doubt = np.where(deep, 0.0, doubt)
             values, doubt = self._beside_edges(cell, at, values, doubt)
             taken = -np.bincount(number.reshape(-1)[at], minlength=1)
             p.low, p.high = _grown(p.low, taken), _grown(p.high, taken)
-            p.bin(np.maximum(values - doubt, FLOOR), values + doubt)
+            ends = bin_numbers(np.maximum(values - doubt, FLOOR)), bin_numbers(np.maximum(values + doubt, FLOOR))
+            p.bin(*ends)
+            if self.screen.work.tier is fast.T2:
+                apart = ends[0] != ends[1]
+                p.split += zip(cell.place(at[apart]).tolist(), *(end[apart].tolist() for end in ends), strict=True)
 
     def _beside_edges(self, cell: _Cells, at: Array, values: Array, doubt: Array) -> tuple[Array, Array]:
-        """Errors of logarithms: where c - hi is exactly on an edge of a bin, the low part of T shows the side."""
-        if self.block.log_size is None or cell.lo is None:
-            return values, doubt
-        head, rest = dd.two_sum(cell.c.reshape(-1)[at], -cell.a.reshape(-1)[at])
-        low, size = cell.lo.reshape(-1)[at], np.abs(head) * cell.inverse.reshape(-1)[at]
-        known = (rest == 0) & (size > 0) & (np.abs(low) > 1.01 * self.block.bound * self._of_rows(self.block.log_size, cell, at))
-        known &= (np.abs(size - values) <= OPEN) & (edges_of(bin_numbers(np.maximum(size, FLOOR))) == size)
-        away = np.sign(low) != np.sign(head)
-        beside = np.where(away, size * (1 + 2.0**-50), size)
+        """Where c less the exact part of T is on an edge of a bin, the small part of T shows the side."""
+        if cell.fine is not None:
+            base, low, rest = (np.zeros(at.shape) for _ in range(3))
+            found, where, which = np.intersect1d(at, cell.fine.at, return_indices=True)
+            if found.size:
+                for part, given in ((base, cell.fine.base), (low, cell.fine.low), (rest, cell.fine.rest)):
+                    part[where] = given[which]
+                known = (rest != 0) & (low == 0)
+                values, doubt = self._sided(cell, at, known, (base, rest), values, doubt)
+        if self.block.log_size is not None and cell.lo is not None:
+            low = cell.lo.reshape(-1)[at]
+            known = np.abs(low) > 1.01 * self.block.bound * self._of_rows(self.block.log_size, cell, at)
+            values, doubt = self._sided(cell, at, known, (cell.a.reshape(-1)[at], low), values, doubt)
+        return values, doubt
+
+    @staticmethod
+    def _sided(
+        cell: _Cells, at: Array, known: Array, truth: tuple[Array, Array], values: Array, doubt: Array
+    ) -> tuple[Array, Array]:
+        """Errors just beside an edge of a bin, told by the sign of the small part of the truth where that is known."""
+        head, spill = dd.two_sum(cell.c.reshape(-1)[at], -truth[0])
+        size = np.abs(head) * cell.inverse.reshape(-1)[at]
+        known = known & (spill == 0) & (size > 0) & (np.abs(size - values) <= OPEN)
+        known &= edges_of(bin_numbers(np.maximum(size, FLOOR))) == size
+        beside = np.where(np.sign(truth[1]) != np.sign(head), size * (1 + 2.0**-50), size)
         return np.where(known, beside, values), np.where(known, 0.0, doubt)
 
     def _exactly(self, cell: _Cells) -> Array:
         """Where a truth that is known exactly is the output: 0, or -y behind a mask, or a number of _exact_truths."""
-        known = np.zeros(cell.c.shape, bool) if cell.part.masked is None or self.block.logarithmic else cell.part.masked.copy()
-        if cell.sure is not None:
-            known |= cell.sure
-        same: Array = known & (cell.r == 0)
-        if cell.gone is not None:
-            same = np.where(cell.gone, cell.c == 0, same)
+        known = cell.sure if cell.gone is None else self._also(cell.sure, cell.gone)
+        same: Array = np.zeros(cell.c.shape, bool) if known is None else known & (cell.r == 0)
         same.reshape(-1)[cell.odd] = same.reshape(-1)[cell.open] = False
         return same
 
@@ -831,7 +1133,7 @@ class _Rows:
         if at.size:
             slack = 2.0**-30 * np.broadcast_to(tolerance, value.shape).reshape(-1)[at]
             flat = value.reshape(-1)[at]
-            doubt = 1.1 * self._radius(cell, at) / (cell.a.reshape(-1)[at] if relative else 1.0)
+            doubt = 1.1 * self._doubt(cell, at) / (cell.a.reshape(-1)[at] if relative else 1.0)
             doubt = doubt * (1 + (flat if relative else 0.0)) + flat * 2.0**-40
             unsure = flat - np.broadcast_to(tolerance, value.shape).reshape(-1)[at] <= slack + doubt
             self.p.open_bounds += cell.place(at[unsure]).tolist()
@@ -862,28 +1164,24 @@ class _Rows:
         if cell.exact is not None:
             for values in (size, share, difference):
                 values[cell.exact] = -inf
-        radius = part.radius
-        if radius is None:
-            ulp, rel, absolute = (
-                self.block.bound * 2.0**self.fmt.precision,
-                self.block.bound,
-                self.block.bound * float(cell.a.max()),
-            )
+        if part.radius is None and cell.scale is cell.a:
+            bound = self.block.bound
+            ulp, rel, seen, absolute = bound * 2.0**self.fmt.precision, bound, bound, bound * float(cell.a.max())
         else:
-            used = np.where(size > -inf, radius, 0.0)
+            used = np.where(size > -inf, self._doubts(cell), 0.0)
             ulp, rel, absolute = (float(v.max()) for v in (used * cell.inverse, used / cell.a, used))
-        seen = rel if radius is None else float(np.where(cell.a > 2.0**-960, used / cell.a, 0.0).max())
-        self.p.relative = max(self.p.relative, seen)
+            seen = float(np.where(cell.a > 2.0**-960, used / cell.a, 0.0).max())
+        name = self.screen.work.tier.name
+        self.p.relative[name] = max(self.p.relative.get(name, 0.0), seen)
         ulp += _LOST * float(cell.inverse.max())
         top = max(float(size.max()), 0.0)
-        self.p.most["ulp"].offer(size, partial(self._doubts, cell, top), top * (1 + 2.0**-49) + ulp, cell.place)
+        self.p.most["ulp"].offer(size, partial(self._around, cell), top * (1 + 2.0**-49) + ulp, cell.place)
         self._offer("abs", difference, absolute + _LOST, cell)
         self._rank_shares(cell, rel)
 
-    def _doubts(self, cell: _Cells, top: float) -> Array:
+    def _around(self, cell: _Cells) -> Array:
         """What every ULP error may be off by."""
-        known = self.block.bound * cell.a if cell.part.radius is None else cell.part.radius
-        return np.asarray((known + _LOST) * cell.inverse + top * 2.0**-50)
+        return np.asarray((self._doubts(cell) + _LOST) * cell.inverse + np.maximum(cell.size, 0.0) * 2.0**-50)
 
     def _rank_shares(self, cell: _Cells, rel: float) -> None:
         """Relative errors: of a 0 where T is not 0 it is 1, and infinite where T is 0 and the output is not."""
@@ -895,6 +1193,10 @@ class _Rows:
             share[cell.gone] = -inf
         if cell.zero is not None:
             share[cell.zero] = -inf
+        deep = np.setdiff1d(cell.deep, np.concatenate([cell.odd, cell.open]))
+        if deep.size:
+            self.p.mark("infinite", int(cell.place(deep).min()))
+            share.reshape(-1)[deep] = -inf
         self._offer("rel", share, rel, cell)
         if cell.normal is not None:
             share[~cell.normal] = -inf
@@ -912,64 +1214,91 @@ class _Rows:
         if self.name == "log_softmax":
             self._sum_exponentials(c)
             return
+        grain = _GRAIN
         if self.screen.size > 2.0:
-            self.unsummed |= ~(np.abs(c) <= 2.0).all(axis=self.axis, keepdims=True)
+            most = np.abs(c).max(axis=self.axis, keepdims=True)
+            self.unsummed |= ~(most < 2.0**900)
+            coarse = np.ldexp(0.5, np.frexp(np.clip(np.where(most < 2.0**900, most, 1.0), 1.0, None))[1])
+            np.maximum(self.row["grain"], coarse, out=self.row["grain"])
+            grain = _GRAIN * coarse
         head, rest = self.b("q", c.shape), self.b("rest", c.shape)
-        np.add(c, _GRAIN, head)
-        np.subtract(head, _GRAIN, head)
+        np.add(c, grain, head)
+        np.subtract(head, grain, head)
         np.subtract(c, head, rest)
         self.row["sum"] += np.add.reduce(head, axis=self.axis, keepdims=True)
         self.row["sum low"] += np.add.reduce(rest, axis=self.axis, keepdims=True)
 
     def _sum_exponentials(self, c: Array) -> None:
         x, e = self.b("x", c.shape), self.b("back", c.shape)
-        self.unsummed |= (c > 8.0).any(axis=self.axis, keepdims=True) | np.isnan(c).any(axis=self.axis, keepdims=True)
-        np.clip(np.where(np.isnan(c), 0.0, c), -700.0, 8.0, out=x)
+        scale, power = fast.UNIT_SCALE, np.zeros((1, 1), np.int64)
+        most = np.maximum.reduce(c, axis=self.axis, keepdims=True)
+        if not float(most.max()) <= 8.0:
+            self.unsummed |= ~(most <= 700.0)
+            power = np.where((most > 8.0) & (most <= 700.0), most * 1.4427, 0.0).astype(np.int64)
+            np.maximum(self.row["grain"], power + 1.0, out=self.row["grain"])
+            scale = scale - (power << 52)
+        np.clip(np.where(np.isnan(c), 0.0, c), -700.0, 700.0, out=x)
         low = None
         if self.block.tier is fast.T0:
-            fast.exp_t0(x, None, fast.UNIT_SCALE, e, self.b)
+            fast.exp_t0(x, None, scale, e, self.b)
         else:
-            low = self.b("d", c.shape)
-            fast.exp_t1(x, None, fast.UNIT_SCALE, e, low, self.b)
+            low = self.b("exp low", c.shape)
+            fast.exp_t1(x, None, scale, e, low, self.b)
         head, *rest = fast.sum_pieces(e, low, fast.T0 if low is None else fast.T1, self.axis, self.b)
-        self.row["sum"] += head * 2.0**-fast.BIAS
+        self.row["sum"] += np.ldexp(head, power - fast.BIAS)
         for piece in rest:
-            self.row["sum low"] += piece * 2.0**-fast.BIAS
+            self.row["sum low"] += np.ldexp(piece, power - fast.BIAS)
 
     def _row_figures(self, cell: _Cells) -> None:
         row, axis = self.row, self.axis
         if self.name == "log_softmax":
-            row["kl"] += np.add.reduce(self._log_terms(cell), axis=axis, keepdims=True)
+            row["kl"] += self._row_sum(self._log_terms(cell))
             return
         difference = np.abs(cell.r, out=self.b("w", cell.r.shape))
         row["rounded"] += np.add.reduce(cell.rounded, axis=axis, keepdims=True)
-        row["variation"] += np.add.reduce(difference, axis=axis, keepdims=True)
-        row["kl"] += np.add.reduce(self._terms(cell), axis=axis, keepdims=True)
-        if cell.most > 0.5:
-            self._scarce(cell)
-        high = low = cell.delta
-        if cell.normal is not None:
-            high, low = np.where(cell.normal, cell.delta, -inf), np.where(cell.normal, cell.delta, inf)
-        np.maximum(row["high"], np.maximum.reduce(high, axis=axis, keepdims=True), out=row["high"])
-        np.minimum(row["low"], np.minimum.reduce(low, axis=axis, keepdims=True), out=row["low"])
+        row["variation"] += self._row_sum(difference)
+        row["kl"] += self._row_sum(self._terms(cell))
+        row["weight"] += 1.0 if cell.scale is cell.a else np.add.reduce(cell.scale, axis=axis, keepdims=True) / self.up
+        self._spread(cell)
 
-    def _scarce(self, cell: _Cells) -> None:
-        """Outputs far below a normal truth: none, or so little that 1 + delta has no digits."""
-        little = cell.delta < -1 + 2.0**-28
+    def _row_sum(self, values: Array) -> Array:
+        """The sum of each row; after the first tier in runs of 128, whatever NumPy's order is."""
+        if not self.careful or values.shape[self.axis] <= 256:
+            return np.asarray(np.add.reduce(values, axis=self.axis, keepdims=True))
+        runs = np.add.reduceat(values, np.arange(0, values.shape[self.axis] - 127, 128), axis=self.axis)
+        return np.asarray(np.add.reduce(runs, axis=self.axis, keepdims=True))
+
+    def _spread(self, cell: _Cells) -> None:
+        """The extremes of (c - T)/T and of c/T over normal truths."""
+        row, normal = self.row, cell.normal
+        high, low = self._extremes(cell, cell.delta)
+        if cell.most > 0.5:
+            nothing = cell.c <= 0
+            self._flag(self.broken, cell, np.flatnonzero(nothing if normal is None else nothing & normal))
+            high_ratio, low_ratio = self._extremes(cell, cell.c / cell.a)
+        else:
+            high_ratio, low_ratio = 1 + high, 1 + low
+        for name, most in (("high", high), ("high ratio", high_ratio)):
+            np.maximum(row[name], most, out=row[name])
+        for name, least in (("low", low), ("low ratio", low_ratio)):
+            np.minimum(row[name], least, out=row[name])
+        row["normals"] += cell.c.shape[self.axis] if normal is None else np.add.reduce(normal, axis=self.axis, keepdims=True)
+
+    def _extremes(self, cell: _Cells, values: Array) -> tuple[Array, Array]:
+        high = low = values
         if cell.normal is not None:
-            little &= cell.normal
-        at = np.flatnonzero(little)
-        nothing = cell.c.reshape(-1)[at] <= 0
-        self._flag(self.broken, cell, at[nothing])
-        self._open_row(cell, at[~nothing])
+            high, low = np.where(cell.normal, values, -inf), np.where(cell.normal, values, inf)
+        return (
+            np.maximum.reduce(high, axis=self.axis, keepdims=True), np.minimum.reduce(low, axis=self.axis, keepdims=True)
+        )  # fmt: skip
 
     def _terms(self, cell: _Cells) -> Array:
         """T (delta - log1p(delta)) = r delta (1/2 - delta/3 + ...), 0 where R = 0."""
         delta = cell.delta
         term = self.b("t", delta.shape)
-        most = cell.most
-        large = np.flatnonzero(cell.share > SMALL) if most > SMALL else None
-        _series(delta, min(most, SMALL), (1 / 2, -1 / 3, 1 / 4, -1 / 5), term)
+        most, small = cell.most, self.small
+        large = np.flatnonzero(cell.share > small) if most > small else None
+        _series(delta, min(most, small), _LOG_SERIES, self.cut, term)
         np.multiply(term, delta, term)
         np.multiply(term, cell.r, term)
         if large is not None:
@@ -996,16 +1325,20 @@ class _Rows:
         w = self.b("back", cell.r.shape)
         np.multiply(cell.r, -1 / self.up, w)
         term = self.b("t", w.shape)
-        most = max(float(w.max()), -float(w.min()))
-        large = np.flatnonzero(np.abs(w) > SMALL) if most > SMALL else None
-        _series(w, min(most, SMALL), (1 / 2, 1 / 6, 1 / 24, 1 / 120), term)
+        most, small = max(float(w.max()), -float(w.min())), self.small
+        large = np.flatnonzero(np.abs(w) > small) if most > small else None
+        _series(w, min(most, small), _EXP_SERIES, self.cut, term)
         np.multiply(term, w, term)
         np.multiply(term, w, term)
         np.multiply(term, cell.part.p, term)
         if large is not None:
-            part = w.reshape(-1)[large]
-            term.reshape(-1)[large] = cell.part.p.reshape(-1)[large] * (_exp(np.clip(part, -700.0, 600.0)) - 1 - part)
-            self._open_row(cell, large[part > 600.0])
+            part, p = w.reshape(-1)[large], cell.part.p.reshape(-1)[large]
+            c = cell.c.reshape(-1)[large] / -self.up
+            lost = p < 2.0**-900  # to underflow; there exp(c) is p expm1(w), if it is not tiny itself
+            term.reshape(-1)[large] = np.where(
+                lost, _exp(np.clip(c, -700.0, 0.0)), p * (_exp(np.clip(part, -700.0, 600.0)) - 1 - part)
+            )
+            self._open_row(cell, large[(part > 600.0) & ~lost | lost & ~((c > -580.0) & (c < 0))])
         return term
 
     def _tops_by_logits(self, c: Array, part: Part) -> None:
@@ -1027,13 +1360,13 @@ class _Rows:
         most = np.maximum.reduce(key, axis=axis, keepdims=True)
         chosen = key >= most - margin
         spread = self.b("s chosen", c.shape)
-        for name, fill, reduce in (("at most", -inf, np.maximum), ("at least", inf, np.minimum)):
+        for name, fill, extreme in (("at most", -inf, np.maximum), ("at least", inf, np.minimum)):
             np.copyto(spread, fill)
             np.copyto(spread, c, where=chosen)
-            found = reduce.reduce(spread, axis=axis, keepdims=True)
+            found = extreme.reduce(spread, axis=axis, keepdims=True)
             both = margin + row["margin"]
             ahead, behind = most > row["key"] + both, most < row["key"] - both
-            row[name] = np.where(ahead, found, np.where(behind, row[name], reduce(row[name], found)))
+            row[name] = np.where(ahead, found, np.where(behind, row[name], extreme(row[name], found)))
         np.maximum(row["key"], most, out=row["key"])
         np.maximum(row["margin"], margin, out=row["margin"])
         np.maximum(row["top"], np.maximum.reduce(c, axis=axis, keepdims=True), out=row["top"])
@@ -1044,7 +1377,12 @@ class _Rows:
         margin = 4 * self.block.bound * np.abs(key).max(axis=self.axis, keepdims=True)
         if cell.part.radius is not None:
             margin = margin + 2 * cell.part.radius.max(axis=self.axis, keepdims=True)
-        self._tops(self.raw, key, margin)
+        equal = self.rational & (not self.weighted)  # there equal truths have equal keys
+        if self.constant is not None:
+            equal = equal | self.constant
+            key = np.where(self.constant, 0.0, key)
+        self._tops(self.raw, key, np.where(equal, 0.0, margin))
+        self.row["at least"] = np.where(equal, self.row["at most"], self.row["at least"])
 
     # the end of a block
 
@@ -1064,6 +1402,9 @@ class _Ledger:
     def __init__(self, work: Work, partial: Partial, up: int) -> None:
         self.p, self.name, self.n, self.up = partial, work.op, work.logits.shape[1], 2.0**up
         self.tier, self.bound = work.tier, fast.bound(work.tier, work.op)
+        careful = work.tier is not fast.first_tier(formats.FORMATS[work.format].precision)
+        self.log, self.sum = (2.0**-40, 2.0**-44) if careful else (_LOG, _SUM)
+        self.careful, self.fmt, self.work = careful, formats.FORMATS[work.format], work
         self.kept: list[dict[str, Array]] = []
         self.count = 0
 
@@ -1089,7 +1430,10 @@ class _Ledger:
             self._figures()
 
     def _figures(self) -> None:
-        p, rows = self.p, self.row["rows"]
+        p, rows, row = self.p, self.row["rows"], self.row
+        if self.name == "softmax":
+            wild = ~((row["low ratio"] > 2.0**-900) & (row["high ratio"] < 2.0**900)) & (row["normals"] > 0) & ~row["broken"]
+            p.open_rows |= set(rows[wild].tolist())
         shut = np.isin(rows, list(p.open_rows)) if p.open_rows else np.zeros(rows.shape, bool)
         for name, (value, doubt, void) in self._figures_of_rows().items():
             if (void & ~shut).any():
@@ -1097,28 +1441,59 @@ class _Ledger:
             used = ~(void | shut)
             value, doubt, where = value[used], doubt[used], rows[used]
             if value.size:
-                p.add(name, float(value.sum()), float(doubt.sum()) + float(value.sum()) * _SUM)
+                total = total_of(value) if self.careful and np.isfinite(value).all() else float(value.sum())
+                p.add(name, total, float(doubt.sum()) * (1 + _SUM) + float(value.sum()) * self.sum)
                 p.most[name].offer(value, partial(np.asarray, doubt), float((value + doubt).max()), where.__getitem__)
 
     def _figures_of_rows(self) -> dict[str, tuple[Array, Array, Array]]:
         """(value, what it may be off by, whether it is infinite) of each row, in units of 1."""
         row, bound = self.row, self.bound
         if self.name == "log_softmax":
-            kl = row["kl"]
+            kl, reach = row["kl"], bound * row["log"] / self.up
             share = fast.TIERS[0].bound * 2
-            doubt = bound * row["log"] / self.up * np.sqrt(2.1 * kl) * 1.1 + kl * (_LOG + share) + bound**2
-            return {"kl": (kl, doubt, row["endless"])}
+            single = (row["most"] == row["least"]) & (row["log"] == 0)
+            lost = np.where((kl < 2.0**-900) & ~(single & (row["at most"] == 0)), 2.0**-890, 0.0)  # what underflows
+            return {"kl": (kl, reach * np.sqrt(2.1 * kl) * 1.1 + kl * (self.log + share) + reach**2 + lost, row["endless"])}
         variation, kl = row["variation"] / self.up, row["kl"] / self.up
-        value = variation / 2
-        usual = (row["high"] > -inf) & ~row["broken"] & (row["low"] > -1)
-        low, high = np.where(usual, row["low"], 0.0), np.where(usual, row["high"], 0.0)
-        backward = _log1p((high - low) / (1 + low)) / 2
-        blur = 1.1 * bound + 2.0**-51 * np.maximum(np.abs(high), np.abs(low)) / (1 + low)  # of 1 + delta, relatively
+        value, some = variation / 2, row["weight"] > 0
+        lost = np.where(some, self.n * _LOST, 0.0)
+        weight = np.minimum(row["weight"] * (1 + 2.0**-20), 1.0)
+        blur = np.where(some, 1.1 * bound * variation + 2.0**-900, 0.0)
         return {
-            "total_variation": (value, bound * 0.51 + value * _SUM, row["endless"]),
-            "kl": (kl, 1.1 * bound * variation + kl * (_LOG + bound) + 2.0**-900, row["void"] | row["endless"]),
-            "backward_error": (backward, blur + backward * _LOG, row["broken"]),
+            "total_variation": (value, bound * 0.51 * weight + value * self.sum + lost, row["endless"]),
+            "kl": (kl, blur + kl * (self.log + bound), row["void"] | row["endless"]),
+            "backward_error": (*self._backward(), row["broken"]),
         }
+
+    def _backward(self) -> tuple[Array, Array]:
+        """Half the spread of log(c/T): by 1 + delta, or by c/T itself where an output is far below its truth."""
+        row = self.row
+        some = (row["normals"] > 1) & ~row["broken"]
+        high, low = np.where(some, row["high"], 0.0), np.where(some, row["low"], 0.0)
+        far = low < -0.5
+        few, many = np.where(far & some, row["low ratio"], 1.0), np.where(far & some, row["high ratio"], 1.0)
+        few, many = (np.clip(ratio, 2.0**-900, 2.0**900) for ratio in (few, many))
+        high, low = np.where(far, 0.0, high), np.where(far, 0.0, low)
+        near = _log1p((high - low) / (1 + low))
+        logs = _log(many), _log(few)
+        value = np.where(far, logs[0] - logs[1], near) / 2
+        doubt = self.bound * 1.1 * (row["weight"] > 0) + value * self.log
+        doubt += 2.0**-52 * (np.abs(high) / (1 + high) + np.abs(low) / (1 + low)) + far * 2.0**-50 * (
+            1 + np.abs(logs[0]) + np.abs(logs[1])
+        )
+        alike = some & (row["high"] == row["low"])
+        alike[alike] = self._alike(row["rows"][alike])
+        return np.where(alike, 0.0, value), np.where(some & ~alike, doubt, 0.0)
+
+    def _alike(self, rows: Array) -> Array:
+        """Which rows have equal logits and equal outputs, wherever the logit is finite: there c/T is one number."""
+        at = np.searchsorted(self.work.rows, rows)
+        logits, outputs = (values[at].astype(np.float64) for values in (self.work.logits, self.work.output))
+        finite = logits > -inf
+        same = np.ones(rows.shape, bool)
+        for values in (logits, outputs):
+            same &= np.where(finite, values, -inf).max(axis=1) == np.where(finite, values, inf).min(axis=1)
+        return same
 
     def _defects(self) -> None:
         """abs(sum c - 1), abs(sum c) or abs(sum exp c - 1) of each row."""
@@ -1127,8 +1502,11 @@ class _Ledger:
         value = np.abs((row["sum"] - (self.name != "cross_entropy_grad")) + row["sum low"])
         if self.name == "log_softmax":
             doubt = total * (2.0**-51 if self.tier is fast.T0 else 2.0**-78) + value * 2.0**-50 + n * 2.0**-90
+            doubt += np.where(row["grain"] > 1, total * 2.0**-50, 0.0)
         else:
-            doubt = np.full_like(total, n * 2.0**-74) + np.where(np.abs(total) > 1024, np.abs(total) * 2.0**-30, 0.0)
+            grain = np.maximum(row["grain"], 1.0)
+            doubt = n * grain * np.where((grain > 1) & (n > CHUNK), 2.0**-50, 2.0**-74)
+            doubt += np.where(np.abs(total) > 1024 * grain, np.abs(total) * 2.0**-30, 0.0)
         shut = row["unsummed"]
         p.open_defects += rows[shut].tolist()
         if not shut.all():
@@ -1136,9 +1514,12 @@ class _Ledger:
             p.most["sum_defect"].offer(value[~shut], lambda: doubt[~shut], float((value + doubt)[~shut].max()), kept.__getitem__)
         if self.name == "softmax":
             beside = value - np.abs(row["rounded"] / self.up - 1) - 0.5
+            slack = 2.0**-30 * (1 + value) + np.where(
+                row["holes"] > 0, 4 * self.fmt.unit_roundoff + n * self.fmt.smallest_normal, 0.0
+            )
             counted = ~row["apart"]
-            p.counts["apart"] += int((counted & ~shut & (beside > 2.0**-10)).sum())
-            p.apart_rows += rows[counted & (shut | (np.abs(beside) <= 2.0**-10))].tolist()
+            p.counts["apart"] += int((counted & ~shut & (beside > slack)).sum())
+            p.apart_rows += rows[counted & (shut | (np.abs(beside) <= slack))].tolist()
 
     def _preserved(self) -> None:
         row = self.row
@@ -1149,8 +1530,10 @@ class _Ledger:
     def _widest(self) -> None:
         """The ranges of the rows that may have the widest coefficient."""
         p, size = self.p, self.row["coefficient"]
-        for row in np.flatnonzero(size >= max(float(size.max()), p.widest) * (1 - 2.0**-40)).tolist():
-            p.ranges.add((float(self.row["most"][row]), float(self.row["least"][row])))
+        wide = np.flatnonzero(size >= max(float(size.max()), p.widest) * (1 - 2.0**-40))
+        most, least = (self.row[name][wide] for name in ("most", "least"))
+        kinds = np.unique(np.array(dd.two_sum(most, -least)), axis=1, return_index=True)[1]  # only the range counts
+        p.ranges |= set(zip(most[kinds].tolist(), least[kinds].tolist(), strict=True))
         p.widest = max(p.widest, float(size.max()))
 
 
@@ -1165,11 +1548,14 @@ class _Cells:
     hard: list[Array] = field(default_factory=list)
     odd: Array = field(default_factory=lambda: np.empty(0, np.int64))
     open: Array = field(default_factory=lambda: np.empty(0, np.int64))
+    deep: Array = field(default_factory=lambda: np.empty(0, np.int64))
     gone: Array | None = None
     sure: Array | None = None
     exact: Array | None = None
     zero: Array | None = None
     normal: Array | None = None
+    scale: Array = field(default_factory=lambda: np.empty(0))
+    fine: fast.Fine | None = None
     top: float = 0.0
     most: float = 0.0
 
@@ -1213,13 +1599,19 @@ def _sub_bins() -> tuple[Array, Array]:
     return base, nearest
 
 
-def _series(x: Array, most: float, coefficients: tuple[float, ...], out: Array) -> None:
-    """The polynomial, cut where what is left out is below 2^-32 of it for abs(x) <= most."""
-    used = next((k for k in range(1, len(coefficients)) if most**k < 2.0**-33), len(coefficients))
+def _series(x: Array, most: float, coefficients: tuple[float, ...], cut: float, out: Array) -> None:
+    """The polynomial, without what is below `cut` of it for abs(x) <= most."""
+    used = next((k for k in range(1, len(coefficients)) if most**k < cut / 2), len(coefficients))
     np.copyto(out, coefficients[used - 1])
     for coefficient in coefficients[used - 2 :: -1] if used > 1 else ():
         np.multiply(out, x, out)
         np.add(out, coefficient, out)
+
+
+_LOG_SERIES = tuple((-1) ** k / (k + 2) for k in range(12))
+"""Of (x - log(1 + x)) / x^2."""
+_EXP_SERIES = tuple(1 / factorial(k + 2) for k in range(12))
+"""Of (exp(x) - 1 - x) / x^2."""
 
 
 def _exp(x: Array) -> Array:
@@ -1244,7 +1636,7 @@ def _log(x: Array) -> Array:
 def _log1p(x: Array) -> Array:
     """log(1 + x), x >= 0, to 2^-33 relatively."""
     out = np.empty_like(x)
-    _series(x, SMALL, (1.0, -1 / 2, 1 / 3, -1 / 4, 1 / 5), out)
+    _series(x, SMALL, tuple((-1) ** k / (k + 1) for k in range(6)), 2.0**-46, out)
     out *= x
     large = x > SMALL
     if large.any():

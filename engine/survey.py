@@ -19,11 +19,23 @@ import numpy as np
 
 from engine import bounds, formats, metrics
 from engine.errors import Disagreement
-from engine.figures import MAXIMUM_BITS, MEAN_BITS, ULP_STEP, Interval, absolute, bin_edge, edge, fix, significant
+from engine.figures import (
+    MAXIMUM_BITS,
+    MEAN_BITS,
+    ULP_STEP,
+    Interval,
+    absolute,
+    bin_edge,
+    bin_numbers,
+    edge,
+    fix,
+    fixed,
+    significant,
+)  # fmt: skip
 from engine.measurement import Cells, Measurement
 from engine.model import Array, Certificate, Metrics, RowFigure, Worst
 from engine.screen import FIRST_BIN, Partial, Work, exponential_sum, screen, total_of
-from engine.truth import FAST_BITS, Truth, enclosures, fast, hull
+from engine.truth import FAST_BITS, Truth, enclosures, fast, hull, outward
 
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 PART = 1 << 20
@@ -59,7 +71,7 @@ class Survey:
         truth = self.truth
         return Work(
             self.op.name, self.fmt.name, fast.TIERS[level], truth.raw_logits[rows], truth.companion(rows), self._flat[rows],
-            first, max(1, self._keep), self._ambiguity,
+            np.arange(first, first + len(self._flat[rows])), max(1, self._keep), self._ambiguity,
         )  # fmt: skip
 
     def _take(self, level: int) -> None:
@@ -72,8 +84,12 @@ class Survey:
         self.cells = Cells(self.output, self.truth, opened)
         for members in self._classes_open:
             self._settle(members)
-        for index in p.open_bounds:
-            self._judge([index])
+        self._settled = Counter[str]()
+        for members in self._classes_open:
+            self._settled[self.truth.tiers()[members[0]]] += len(members)
+        for members in self._classes(sorted(set(p.open_bounds))):
+            self._judge(members)
+        self._alone = _Far(self, sorted(p.open_rows)) if p.open_rows and self.op.name in ("softmax", "log_softmax") else None
         self.far = _Far(self, p.far_rows) if p.far_rows else None
         if self.far:
             self.far.fold(self)
@@ -121,7 +137,8 @@ class Survey:
         low, high = absolute(*error)
         self.partial.counts["exact"] += count * (not high)
         if high:
-            least, most = (np.array([min(bin_edge(size, unit), 2.0**1023)]) for size in (max(low, 1), high))
+            edges = (bin_edge(size, unit) for size in (max(low, 1), high))
+            least, most = (np.array([64 << 10]) if edge == inf else bin_numbers(np.array([edge])) for edge in edges)
             self.partial.bin(least, most, count)
 
     def _judge(self, members: list[int]) -> None:
@@ -196,18 +213,47 @@ class Survey:
         rank = -(-percent * count // 100) - self.partial.counts["exact"]
         if rank <= 0:
             return 0.0
+        if self.level + 1 == len(fast.TIERS):
+            self._join()
         places = {int(np.searchsorted(np.cumsum(counts), rank)) for counts in (self.partial.low, self.partial.high)}
         place = places.pop()
         if places:
             raise _Open
         return edge(place + FIRST_BIN)
 
-    def _candidates(self, name: str, count: int = 1) -> list[int]:
-        """Elements that may have the largest figure, or one of the `count` largest."""
-        index, _, _ = self.partial.most[name].pruned() if name in self.partial.most else (np.empty(0, np.int64), 0, 0)
+    def _told(self, name: str) -> tuple[list[tuple[float, int]], list[int]]:
+        """The largest figure that the screen tells to 40 bits and its first index, and the elements that may have a larger one."""
+        candidates = self.partial.most[name]
+        candidates.settle(MAXIMUM_BITS)
+        index, value, radius = candidates.pruned()
+        figures = fixed(value, radius, MAXIMUM_BITS)
+        if name == "abs" and self.fmt.precision == 53:  # the screen has it times 2^UP
+            figures = np.where(figures > 2.0 ** (fast.UP - 1000), np.ldexp(figures, -fast.UP), np.nan)
+        known = ~np.isnan(figures)
+        pairs = zip(figures[known].tolist(), index[known].tolist(), strict=True)
+        return list(pairs), self._besides(name, index[~known].tolist(), 1)
+
+    def _join(self) -> None:
+        """Give the elements that the last tier counts in two bins the one that they belong to."""
+        p, places = self.partial, {index: bins for index, *bins in self.partial.split}
+        p.split = []
+        classes = self._classes(sorted(places))
+        cells = Cells(self.output, self.truth, [members[0] for members in classes])
+        for members in classes:
+            for index in members:
+                for counts, place in zip((p.low, p.high), places[index], strict=True):
+                    counts[place - FIRST_BIN] -= 1
+            for bits in (*FAST_BITS, cells.exact_bits, 4 * cells.exact_bits):
+                (low, high), unit = absolute(*cells.signed_ulp(members[0], bits)), -cells.width(bits)
+                if bin_edge(max(low, 1), unit) == bin_edge(high, unit):
+                    break
+            self.bin((low, high), unit, len(members))  # in two bins, if there is no end to it
+
+    def _besides(self, name: str, indices: list[int], count: int) -> list[int]:
+        """Some candidates, and those that the screen does not know of."""
         lost = set(self.partial.mismatch)
         used = [i for members in self._classes_open for i in members[:count] if i not in lost]
-        return sorted({*self._distinct(index.tolist(), count), *used, *(self.far.candidates(name) if self.far else ())})
+        return sorted({*self._distinct(indices, count), *used, *(self.far.candidates(name) if self.far else ())})
 
     def _distinct(self, indices: list[int], count: int) -> list[int]:
         """The first few of each class."""
@@ -243,12 +289,13 @@ class Survey:
 
     def _most(self, name: str) -> tuple[float, int] | None:
         """The largest figure to 40 bits and its first index; None where no element has it."""
-        chosen = self._candidates(name)
+        told, chosen = self._told(name)
         if name == "normal":
             if not self.partial.counts["normal"]:
                 return None
             chosen = [i for i in chosen if self.cells.normal(i)]
         found = [self.cells.largest("rel" if name == "normal" else name, chosen)] if chosen else []
+        found += told
         found += [(1.0, self.partial.first[name])] if name in ("rel", "normal") and name in self.partial.first else []
         found += [(inf, self.partial.first["infinite"])] if name == "rel" and "infinite" in self.partial.first else []
         top = max((value for value, _ in found), default=0.0)
@@ -261,7 +308,8 @@ class Survey:
         if self._exact is not None:
             return metrics.worst(self._exact, count)
         mismatches = sorted(set(self.partial.mismatch))[:count]
-        cells = Cells(self.output, self.truth, self._candidates("ulp", count))
+        likely = self.partial.most["ulp"].pruned()[0].tolist()
+        cells = Cells(self.output, self.truth, self._besides("ulp", likely, count))
         chosen = cells.ranked(count - len(mismatches))
         return tuple(metrics.describe(cells, index, index in mismatches) for index in mismatches + chosen)
 
@@ -270,7 +318,7 @@ class Survey:
         rows = self.truth.rows - p.counts["untrue_rows"]
         if p.counts["nan_count"] or not rows:
             return None
-        single = {row: self._row(name, row, self.level + 1) for row in sorted(p.open_rows)}
+        single = self._alone.rows(name) if self._alone else {}
         single |= self.far.rows(name) if self.far else {}
         void = [row for row, (value, _) in single.items() if value == inf]
         void += [p.first[f"{name} infinite"]] if f"{name} infinite" in p.first else []
@@ -280,12 +328,13 @@ class Survey:
         for term in single.values():
             value, doubt = value + term[0], doubt + term[1] + abs(float(value)) * 2.0**-51
         mean = _fixed_mean(value, doubt, rows, None)
+        p.most[name].settle(MEAN_BITS)
         index, values, doubts = p.most[name].pruned()
         single |= dict(zip(index.tolist(), zip(values.tolist(), doubts.tolist(), strict=True), strict=True))
         worst, worst_row = self._worst_row(name, single)
         return RowFigure(worst, mean, worst_row)
 
-    def _worst_row(self, name: str, terms: Mapping[int, tuple[Real, float]]) -> tuple[float, int]:
+    def _worst_row(self, name: str, terms: Mapping[int, tuple[Real, Real]]) -> tuple[float, int]:
         """The largest of some rows' figures to 20 bits and its first row; those it could be are refined till they are fixed."""
         least = max(value - doubt for value, doubt in terms.values()) * (1 - 2.0**-19)
         fixed = {}
@@ -301,7 +350,7 @@ class Survey:
         top = max(fixed.values())
         return top, min(row for row, figure in fixed.items() if figure == top)
 
-    def _row(self, name: str, row: int, level: int) -> tuple[Real, float]:
+    def _row(self, name: str, row: int, level: int) -> tuple[Real, Real]:
         """A row's figure and what it may be off by, at a tier; beyond the last by the exact path."""
         if level < len(fast.TIERS):
             part = screen(next(self._works(level, [row])))
@@ -315,8 +364,12 @@ class Survey:
             return None
         if p.counts["inf_count"] > (p.counts["negative_inf"] if name == "log_softmax" else 0):
             return None if name == "cross_entropy_grad" else inf
-        index, _, _ = p.most["sum_defect"].pruned()
-        return max(self._row_defect(row) for row in {*index.tolist(), *p.open_defects, *p.far_rows})
+        candidates = p.most["sum_defect"]
+        rest = candidates.settle(MAXIMUM_BITS)
+        _, value, radius = candidates.pruned()
+        told = fixed(value, radius, MAXIMUM_BITS)
+        others = {self._flat[row].tobytes(): row for row in {*rest.tolist(), *p.open_defects, *p.far_rows}}
+        return float(max([*told[~np.isnan(told)].tolist(), *map(self._row_defect, others.values())]))
 
     def _row_defect(self, row: int) -> float:
         """One row's sum_defect to 40 bits."""
@@ -379,19 +432,16 @@ class Survey:
         """The tiers by the elements they decided, and the worst bound among them."""
         if self._exact is not None:
             return self.truth.certificate()
-        n, width, far = self.truth.rows * self.truth.width, self.truth.width, set(self.partial.far_rows)
-        used = Counter(name for index, name in self.truth.tiers().items() if index // width not in far)
-        first = n - used.total() - len(far) * width
-        used["T3"] += len(far) * width
-        tiers = {fast.TIERS[self.level].name: first}
-        for name, count in used.items():
-            tiers[name] = tiers.get(name, 0) + count
-        tiers = {name: count for name, count in sorted(tiers.items()) if count}
+        tiers = Counter(self.partial.tiers)
+        tiers[fast.TIERS[self.level].name] -= self._settled.total()
+        tiers.update(self._settled)
+        tiers["T3"] += len(self.partial.far_rows) * self.truth.width
+        found = {name: count for name, count in sorted(tiers.items()) if count}
         cells = (tier.name for tier in fast.TIERS[1:])
         reached = dict(zip(cells, (2.0**-bits for bits in FAST_BITS), strict=True)) | {"T3": 2.0**-self.truth.bits}
-        reached[fast.TIERS[self.level].name] = self.partial.relative
-        worst = max(reached[name] for name in tiers)
-        return Certificate(round(log2(worst), 2) if worst else None, tiers, 1.0)
+        by_cells = {*self._settled, "T3"}
+        worst = max(max(self.partial.relative.get(name, 0.0), reached[name] if name in by_cells else 0.0) for name in found)
+        return Certificate(round(log2(worst), 2) if worst else None, found, 1.0)
 
     def audit(self, budget: int, judge: Truth | None = None) -> None:
         """Recompute a sample by the exact path (of `judge`, if it is kept) and compare: at most `budget` logits, or one row.
@@ -439,7 +489,7 @@ class _Far:
         of_rows = metrics.Rows(m)
         term = {"kl": of_rows.kl, "total_variation": of_rows.total_variation, "backward_error": of_rows.backward_error}[name]
         found = {place: of_rows.term(place, term) for place in range(len(self._rows)) if not m.kinds.want_nan[place * self._width]}
-        return {self._rows[place]: (inf, 0.0) if isinstance(t, float) else _centred(t[:2], t[2]) for place, t in found.items()}
+        return {self._rows[place]: (inf, 0.0) if isinstance(t, float) else _rounded(t[:2], t[2]) for place, t in found.items()}
 
     def preserved(self) -> int:
         """How many rows keep their argmax."""
@@ -495,22 +545,35 @@ def _one_sided(error: Interval) -> bool:
     return error[0] > 0 or error[1] < 0
 
 
-def _centred(interval: Interval, exp: int) -> tuple[float, float]:
-    """An interval of integers over 2^exp as a value and what it may be off by; (inf, 0) beyond binary64."""
-    top = max(abs(end) for end in interval).bit_length() + exp
-    if top > 1023 or top < -1000:
-        return (inf, 0.0) if top > 0 else (0.0, 2.0**-1000)
+def _centred(interval: Interval, exp: int) -> tuple[Fraction, Fraction]:
+    """An interval of integers over 2^exp as a value and what it may be off by."""
     lo, hi = (Fraction(end) * Fraction(2) ** exp for end in interval)
-    value = float((lo + hi) / 2)
-    return value, float((hi - lo) / 2) * (1 + 2.0**-50) + abs(value) * 2.0**-52 + 2.0**-1074
+    return (lo + hi) / 2, (hi - lo) / 2
 
 
-def _fixed(value: Real, doubt: float, bits: int) -> float | None:
+def _binary64(value: Fraction) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return inf
+
+
+def _rounded(interval: Interval, exp: int) -> tuple[float, float]:
+    """The same in binary64; (inf, 0) beyond it."""
+    top = max(abs(end) for end in interval).bit_length() + exp
+    if top > 1024 or top < -1000:
+        return (inf, 0.0) if top > 0 else (0.0, 2.0**-1000)
+    centre, reach = _centred(interval, exp)
+    value = _binary64(centre)
+    return value, float(reach) * (1 + 2.0**-50) + abs(value) * 2.0**-52 + 2.0**-1074
+
+
+def _fixed(value: Real, doubt: Real, bits: int) -> float | None:
     """A value >= 0 known to within `doubt`, to some significant bits; None where that does not tell."""
     return _fix(value, doubt, 1, bits, None, 0)
 
 
-def _fix(value: Real, doubt: float, count: int, bits: int, step: int | None, floor_: int | None) -> float | None:
+def _fix(value: Real, doubt: Real, count: int, bits: int, step: int | None, floor_: int | None) -> float | None:
     if not (doubt < inf and (isinstance(value, Fraction) or abs(value) < inf)):
         return None
     centre, reach = Fraction(value), Fraction(doubt) * Fraction(1 << 60, (1 << 60) - 1)
@@ -522,7 +585,7 @@ def _fix(value: Real, doubt: float, count: int, bits: int, step: int | None, flo
     return fix(low, high, count, unit, bits, step)
 
 
-def _fixed_mean(value: Real, doubt: float, count: int, step: int | None) -> float:
+def _fixed_mean(value: Real, doubt: Real, count: int, step: int | None) -> float:
     """The mean of a sum known to within `doubt`. Raises _Open."""
     found = _fix(value, doubt, count, MEAN_BITS, step, None)
     if found is None:
@@ -531,7 +594,7 @@ def _fixed_mean(value: Real, doubt: float, count: int, step: int | None) -> floa
 
 
 def _meet(found: Any, exact: Any) -> bool:
-    """Whether two enclosures have a number in common."""
-    unit = min(found[2], exact[2])
-    a, b = ([end << (e[2] - unit) for end in e[:2]] for e in (found, exact))
+    """Whether two enclosures have a number in common, or are but a unit of the coarser one apart."""
+    unit = max(found[2], exact[2])
+    a, b = (outward(e[0], e[1], e[2], unit) for e in (found, exact))
     return bool(a[0] <= b[1] and b[0] <= a[1])

@@ -149,7 +149,7 @@ class Truth:
 
     def _told(self, level: int, found: Enclosure) -> tuple[int | None, int | None] | None:
         """What a fast tier's enclosure decides; a forced ambiguity shrinks from tier to tier, so that each has something to do."""
-        return _decide(_blurred(found, self.ambiguity ** (level + 1), self.fmt), self.fmt)
+        return _decide(_blurred(found, self.ambiguity ** (level + 2), self.fmt), self.fmt)
 
     def prepare(self, indices: Sequence[int]) -> None:
         """Take elements to the fast tiers, many at a time: all to the first, to the next those that it does not decide."""

@@ -68,12 +68,16 @@ that and dd.LOG_BOUND; L = s below 2^-900. Tier.log: 2^-51.9, 2^-79.3, and 2^-98
 1 - p = (S - e)/S where that is 1/16 or more: the error of e itself cancels, so 2 exp + 17 total + 18.1 u^2, below Tier.bound (T2:
 114.3 of 117 u^2). Else s/(1 + s), s as above but of the others than this element, and 0 where there are none.
 
+A p within 2^-30 of 1 is given as 1 and the share of the others besides (Part.fine): s/(1 + s) as above, exp + total + 17 u^2 and
+the division, below Tier.bound of itself; and a 1 - p so near to 1 as 1 and p. Where they underflow, 2^-1020 stands for them.
+
 The ops
 -------
 Weights and products are added as trees of dd.add: 3 u^2 for each of 24 levels, 72 u^2 of the sum of the magnitudes. 2^-98 = 256 u^2
 covers that with a division and a product.
 
-log_softmax         (x - m) - L by 2Sum; neither is positive, so 3 u^2 beside the error of L
+log_softmax         (x - m) - L by 2Sum; neither is positive, so 3 u^2 beside the error of L. Where x - m < -1024, Part.fine leaves
+                    the two apart: x - m is exact
 logsumexp           m + L by 2Sum: Tier.log L + 2^-100 |hi|
 cross_entropy       (m - x_t) + L, neither negative. Soft: sum y (m - x) + L sum y, no term negative: T0 rounds twice, 2 u <
                     Tier.log; else 7 + 72 u^2. Products below 2^-969 lose 2^-1073: nothing, for m - x < 1 makes L > 0.3, and
@@ -111,6 +115,8 @@ LONGEST = 1 << 24
 """Longest row that the bounds are proven for."""
 SHORT = 64
 """Rows shorter than this are laid out as columns."""
+BESIDE = 2.0**-30
+"""Probabilities so near to 1 are known by what is missing to 1 as well."""
 LIMIT = 1024.0
 SPAN = 1300.0
 BIAS = 900
@@ -357,7 +363,8 @@ def _gather(pieces: Sequence[Array]) -> tuple[Array, Array]:
 class Part:
     """Columns start..stop of the truth of a block's rows, times 2^up: T = hi + lo to Block.bound, or to `radius` where given.
 
-    masked: where the logit is -inf, so that T is exact. p: the softmax, for log_softmax.
+    masked: where the logit is -inf, so that T is exact. p: the softmax, for log_softmax. fine: where |T| is better known as
+    the difference from an exact number.
     """
 
     start: int
@@ -367,6 +374,24 @@ class Part:
     radius: Array | None = None
     masked: Array | None = None
     p: Array | None = None
+    fine: Fine | None = None
+
+
+class Fine(NamedTuple):
+    """At flat positions `at` 2^up |T| = (base + low) + (rest + spill): base + low is exact, the rest known to Block.bound of it."""
+
+    at: Array
+    base: Array
+    low: Array
+    rest: Array
+    spill: Array
+
+
+def _joined(a: Fine | None, b: Fine | None) -> Fine | None:
+    """Both."""
+    if a is None or b is None:
+        return b if a is None else a
+    return Fine(*(np.concatenate(pair) for pair in zip(a, b, strict=True)))
 
 
 class _Divisor(NamedTuple):
@@ -427,7 +452,7 @@ def within(op: str, logits: Array, extra: Array | None) -> Array:
     if extra is not None and extra.ndim == 2:
         size = np.abs(extra.astype(np.float64))
         low, high = (2.0**-300, 2.0**90) if op == "softmax_vjp" else (2.0**-900, 2.0**20)
-        least = 0.0 if op == "softmax_vjp" else 2.0**-60
+        least = -1.0 if op == "softmax_vjp" else 2.0**-60
         good &= ~(((size > high) | ((size < low) & (size > 0))).any(axis=1) | ~(size.max(axis=1) > least))
     return np.asarray(good)
 
@@ -607,7 +632,27 @@ class Block:
         divisor = self._divisor()
         for start, stop in self.chunks:
             hi, lo = self.quotient(self.exponentials(start, stop, False), divisor)
-            yield Part(start, stop, hi, lo, masked=self.masked(start, stop))
+            yield Part(start, stop, hi, lo, masked=self.masked(start, stop), fine=self._beside_one(hi, start))
+
+    def _beside_one(self, p: Array, start: int) -> Fine | None:
+        """Probabilities within BESIDE of 1, as 1 less the share of the others."""
+        least = 2.0**self.up * (1 - BESIDE)
+        if float(p.max()) < least:
+            return None
+        at = np.flatnonzero(p >= least)
+        row, column = (at % self.rows, at // self.rows) if self.axis == 0 else (at // p.shape[1], at % p.shape[1])
+        hi, lo, k = (values[np.argsort(np.argsort(row))] for values in self._others_of(row, column + start))
+        some = hi > 0
+        hi, lo = np.ldexp(hi, k + self.up), np.ldexp(lo, k + self.up)
+        whole = dd.add(np.ones_like(hi), np.zeros_like(hi), hi * 2.0**-self.up, lo * 2.0**-self.up)
+        hi, lo = dd.div(hi, lo, *whole)
+        return Fine(at, np.full(at.shape, 2.0**self.up), np.zeros(at.shape), -np.where(some, np.maximum(hi, FLOOR), 0.0), -lo)
+
+    def _others_of(self, rows: Array, columns: Array) -> tuple[Array, Array, Array]:
+        """`others` of one column in each of some rows, in the order of the rows."""
+        chosen = np.zeros(self.rows, bool)
+        chosen[rows] = True
+        return self.others(chosen, columns[np.argsort(rows)])
 
     def _log_softmax(self) -> Iterator[Part]:
         log_hi, log_lo = self.log_total()
@@ -620,7 +665,16 @@ class Block:
             d, low = self.shifted(start, stop)
             masked = self.masked(start, stop)
             hi, lo = self._minus_log(d, low, log_hi, log_lo)
-            yield Part(start, stop, hi, lo, masked=masked, p=p)
+            yield Part(start, stop, hi, lo, masked=masked, p=p, fine=self._far_below(d, low, log_hi, log_lo))
+
+    def _far_below(self, d: Array, low: Array, log_hi: Array, log_lo: Array) -> Fine | None:
+        """Where x - m is far beyond the logarithm: -(x - m), which is exact, and the logarithm."""
+        if not self.wide:
+            return None
+        at = np.flatnonzero(d < -(2.0 ** (self.up + 10)))
+        row = at % self.rows if self.axis == 0 else at // d.shape[1]
+        logs = (values.reshape(-1)[row] for values in (log_hi, log_lo))
+        return Fine(at, -d.reshape(-1)[at], -low.reshape(-1)[at], *logs)
 
     def _minus_log(self, d: Array, low: Array, log_hi: Array, log_lo: Array) -> tuple[Array, Array]:
         """2^up (d + low) less the logarithm, by TwoSum (Knuth)."""
@@ -762,15 +816,25 @@ class Block:
             e = self.exponentials(start, stop, False)
             hi, lo = self.quotient(e, divisor)
             here = (self.extra >= start) & (self.extra < stop)
+            fine, masked = None, self.masked(start, stop)
             if here.any():
                 column = self.extra[here] - start
                 place = (column, rows[here]) if self.axis == 0 else (rows[here], column)
+                p = hi[place], np.zeros(column.shape) if lo is None else lo[place]
                 at = (e[0][place], np.zeros(column.shape) if e[1] is None else e[1][place])
                 found = self._share_of_others(at, here, self.extra[here])
                 hi[place] = -found[0]
                 if lo is not None:
                     lo[place] = -found[1]
-            yield Part(start, stop, hi, lo, masked=self.masked(start, stop))
+                seen = np.ones(column.shape, bool) if masked is None else ~masked[place]
+                fine = self._beside_minus_one(np.ravel_multi_index(place, hi.shape), found[0], p, seen)
+            yield Part(start, stop, hi, lo, masked=masked, fine=_joined(self._beside_one(hi, start), fine))
+
+    def _beside_minus_one(self, at: Array, share: Array, p: tuple[Array, Array], seen: Array) -> Fine:
+        """Shares of the others within BESIDE of 1, as 1 less the probability."""
+        near = (share >= 2.0**self.up * (1 - BESIDE)) & seen
+        base = np.full(int(near.sum()), 2.0**self.up)
+        return Fine(at[near], base, np.zeros_like(base), -np.maximum(p[0][near], FLOOR), -p[1][near])
 
     def _share_of_others(self, at: tuple[Array, Array], chosen: Array, column: Array) -> tuple[Array, Array]:
         """2^up (1 - p) of one element in each of the chosen rows, whose exponentials are `at`."""
