@@ -1334,11 +1334,10 @@ class _Rows:
         if large is not None:
             part, p = w.reshape(-1)[large], cell.part.p.reshape(-1)[large]
             c = cell.c.reshape(-1)[large] / -self.up
-            lost = p < 2.0**-900  # to underflow; there exp(c) is p expm1(w), if it is not tiny itself
-            term.reshape(-1)[large] = np.where(
-                lost, _exp(np.clip(c, -700.0, 0.0)), p * (_exp(np.clip(part, -700.0, 600.0)) - 1 - part)
-            )
-            self._open_row(cell, large[(part > 600.0) & ~lost | lost & ~((c > -580.0) & (c < 0))])
+            lost = p < 2.0**-900  # to underflow; there it is exp(c), or nothing to speak of
+            with_p = p * (_exp(np.clip(part, -700.0, 600.0)) - 1 - part)
+            term.reshape(-1)[large] = np.where(lost, _exp(np.clip(c, -700.0, 600.0)), with_p)
+            self._open_row(cell, large[np.where(lost, c, part) > 600.0])
         return term
 
     def _tops_by_logits(self, c: Array, part: Part) -> None:
@@ -1452,7 +1451,7 @@ class _Ledger:
             kl, reach = row["kl"], bound * row["log"] / self.up
             share = fast.TIERS[0].bound * 2
             single = (row["most"] == row["least"]) & (row["log"] == 0)
-            lost = np.where((kl < 2.0**-900) & ~(single & (row["at most"] == 0)), 2.0**-890, 0.0)  # what underflows
+            lost = np.where((kl < 2.0**-740) & ~(single & (row["at most"] == 0)), 2.0**-800, 0.0)  # what underflows
             return {"kl": (kl, reach * np.sqrt(2.1 * kl) * 1.1 + kl * (self.log + share) + reach**2 + lost, row["endless"])}
         variation, kl = row["variation"] / self.up, row["kl"] / self.up
         value, some = variation / 2, row["weight"] > 0
