@@ -117,7 +117,8 @@ class Cells:
         unit = self.ulp_exponent(index) - self.width(bits)
         man, exp = formats.exact(got, self.fmt)
         c_lo, c_hi = outward(man, man, exp, unit)
-        t_lo, t_hi = self._truth(index, bits, unit, loose)
+        # a stand-in decides as the truth does beside whole units, not beside an output finer than they are
+        t_lo, t_hi = self._truth(index, bits, unit, loose or c_lo != c_hi)
         return c_lo - t_hi, c_hi - t_lo
 
     def _ulp(self, index: int, bits: int, loose: bool) -> Interval:

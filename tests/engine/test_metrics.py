@@ -202,6 +202,17 @@ def test_an_error_an_infinitesimal_beyond_the_edge_of_its_bin_is_in_the_next():
     assert (m.max_ulp, m.mean_ulp) == (1.0, 0.75)
 
 
+def test_an_output_finer_than_the_first_precision_is_not_lost_beside_an_edge():
+    # T = 1 - e^-1000 and c = -2^-140: the error is beyond 2^24 ulp
+    assert metrics("softmax", "float32", [0.0, -1000.0], [-(2.0**-140), 0.0]).p99_ulp == 2.0 ** (24 + 1 / 64)
+    assert metrics("softmax", "float32", [0.0, -1000.0], [2.0**-140, 0.0]).p99_ulp == 2.0**24
+
+
+def test_the_largest_errors_that_are_infinite_are_a_tie():
+    m = measured("softmax", "float64", [0.0] * 12, [1e300 * (k + 1) for k in range(12)])
+    assert [w.index for w in worst(m, 3)] == [(0,), (1,), (2,)]
+
+
 def test_figures_do_not_depend_on_the_precision_at_which_the_truth_began():
     rng = random.Random(5)
     for op in ("softmax", "log_softmax", "cross_entropy_grad", "softmax_vjp"):
