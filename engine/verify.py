@@ -197,7 +197,7 @@ def _extra(k: Arithmetic, logits: int, outputs: int, rows: int) -> float:
     emulated = k.axes.subnormals == "flush" or k.fmt.overflow != "infinity"
     integers = k.fmt.precision > 24 and (k.axes.exp != "numpy" or k.axes.fma)
     exact = 1e-6 * logits * (k.summation == "exact")
-    return 2 * columns * (2e-4 if emulated else 1e-5) + 2e-5 * integers * (logits + outputs) + exact
+    return 2 * columns * (1e-4 if emulated else 1e-5) + 2e-5 * integers * (logits + outputs) + exact
 
 
 def estimate_truth(problem: Problem, digits: int = 30) -> float:

@@ -190,7 +190,7 @@ def test_the_exact_sum_holds_more_terms_than_a_significand_has_bits():
     ("name", "expected"), [("sequential", 2048), ("reverse", 2048), ("pairwise", 4096), ("blocked", 4096), ("warp", 4096)]
 )
 def test_where_a_float16_sum_of_ones_stalls_in_each_order(name, expected):
-    # F4: NumPy accumulates such a row in float32; what is written out does not
+    # NumPy accumulates such a row in float32; what is written out does not
     assert float(added(name, np.ones(4096, np.float16), FORMATS["float16"])) == expected
     assert float(added(name, np.ones((2, 4096), np.float16), FORMATS["float16"])[1]) == expected
 
