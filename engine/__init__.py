@@ -7,7 +7,7 @@ from engine.errors import Disagreement, EngineError, InvalidProblem, Undecided, 
 from engine.formats import FORMATS, Format, round_array
 from engine.formats import find as find_format
 from engine.inputs import generate
-from engine.model import Evaluation, Measured, Outcome, Problem, TruthAnswer
+from engine.model import Axes, Evaluation, Measured, Outcome, Problem, TruthAnswer
 from engine.ops import output_shape
 from engine.verify import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint, measure
 
@@ -15,6 +15,7 @@ __all__ = [
     "FORMATS",
     "SCHEMA",
     "VERSION",
+    "Axes",
     "Disagreement",
     "EngineError",
     "Evaluation",

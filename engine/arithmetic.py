@@ -1,19 +1,39 @@
 """The arithmetic a variant runs in: whole arrays of one format, every operation rounded once, every fault written down.
 
-NumPy's ufuncs are called on the format's own dtype, so with the `numpy` summation a variant gives bit for bit what the
-plain NumPy formula gives. What is varied (the summation today) is an argument here and never a copy of a variant.
+With the plain axes NumPy's ufuncs are called on the format's own dtype, so with the `numpy` summation a variant gives bit for
+bit what the plain NumPy formula gives. What is varied (the summation and the axes of model.Axes) is an argument here and
+never a copy of a variant.
+
+Rounded once. float32 and float64 add, subtract, multiply and divide as IEEE 754 says. In the narrower formats NumPy and
+ml_dtypes compute in float32 and round that: the same result as one rounding, because 24 >= 2 p + 2 for p <= 11 (Figueroa,
+doi 10.1145/221332.221334), and what is subnormal in the format is either normal in float32 or, in bfloat16, of so few bits
+that float32 holds it or is far enough from a midpoint. exp, log and log1p of NumPy keep no such promise: four float16
+exponentials are misrounded; exp and exp2 of engine.elementary are correctly rounded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import reduce
+from dataclasses import replace
+from functools import partial, reduce
 
 import numpy as np
 
-from engine.formats import Format
-from engine.model import Array, Step
-from engine.summation import SUMMATIONS
+from engine import elementary, formats
+from engine.errors import UnknownName, quoted
+from engine.formats import Format, round_array, saturated, widen
+from engine.model import Array, Axes, Step
+from engine.summation import SUMMATIONS, Adder, plain
+
+PLAIN = Axes()
+"""Every axis as NumPy has it."""
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "exp": ("numpy", "correct", "exp2"),
+    "subnormals": ("gradual", "flush"),
+    "overflow": ("format", "saturate"),
+}
+"""The values of the axes that are neither formats nor yes or no."""
+_LOG2_E = float.fromhex("0x1.71547652b82fep+0")  # no midpoint of a narrower format is so near that rounding it twice would show
 
 # Where a function of finite operands is infinite without overflowing (IEEE 754 clause 7.3).
 _POLE: Mapping[str, Callable[..., Array]] = {
@@ -24,9 +44,25 @@ _POLE: Mapping[str, Callable[..., Array]] = {
 # Where the exact result is not 0, for the steps that can underflow: a result too small there has lost digits.
 _NOT_ZERO: Mapping[str, Callable[..., Array]] = {
     "exp": lambda a: a != -np.inf,
+    "exp2": lambda a: a != -np.inf,
     "log1p": lambda a: a != 0,
     "multiply": lambda a, b: (a != 0) & (b != 0),
     "divide": lambda a, b: (a != 0) & np.isfinite(b),
+    "fma": lambda a, b, c: widen(a) * widen(b) != -widen(c),
+}
+# The steps in binary64, where those of an 8-bit format cannot overflow.
+_WIDE: Mapping[str, Callable[..., Array]] = {
+    "add": np.add,
+    "subtract": np.subtract,
+    "multiply": np.multiply,
+    "divide": np.divide,
+    "exp": np.exp,
+    "exp2": np.exp2,
+    "log": np.log,
+    "log1p": np.log1p,
+    "fma": lambda a, b, c: a * b + c,
+    "round": lambda a: a,
+    "sum": partial(np.add.reduce, axis=-1),
 }
 
 
@@ -41,47 +77,99 @@ class Recorder:
     def __init__(self) -> None:
         self.steps: list[Step] = []
 
-    def watch(self, name: str, operands: tuple[Array, ...], result: Array, smallest_normal: float) -> None:
-        """Look at one step: its name, its operands (broadcast to the result; for a sum its terms), its result."""
-        if not np.isfinite(result).all():
-            self._note_infinities(name, operands, result)
-        if name in _NOT_ZERO:
-            tiny = np.abs(result) < smallest_normal
-            if tiny.any():
-                self._note(name, "underflow", tiny & _NOT_ZERO[name](*operands), operands, result)
+    def watch(self, name: str, operands: tuple[Array, ...], result: Array, fmt: Format, told: Array | None = None) -> None:
+        """Look at one step: its name, its operands (broadcast to the result; for a sum its terms), its result in a format.
 
-    def _note_infinities(self, name: str, operands: tuple[Array, ...], result: Array) -> None:
+        told: the result before a rule of the format or an axis changed it: infinite where it overflowed, and not flushed.
+        """
+        told = result if told is None else told
+        may_lose = name in _NOT_ZERO or name == "round" or told is not result
+        tiny = np.abs(told) < fmt.smallest_normal if may_lose else np.zeros((), bool)
+        finite = np.isfinite(told).all()
+        if finite and not tiny.any():
+            return
         if name == "sum":
-            (terms,) = operands
-            operands = (np.minimum.reduce(terms, axis=-1), np.maximum.reduce(terms, axis=-1))
-        numbers = ~_any(np.isnan, operands)
-        infinite = np.isinf(result) & ~_any(lambda a: ~np.isfinite(a), operands)
-        pole = _POLE[name](*operands) if name in _POLE else np.zeros((), bool)
-        self._note(name, "invalid", np.isnan(result) & numbers, operands, result)
-        self._note(name, "divide_by_zero", infinite & pole, operands, result)
-        self._note(name, "overflow", infinite & ~pole, operands, result)
+            operands = (np.minimum.reduce(operands[0], axis=-1), np.maximum.reduce(operands[0], axis=-1))
+        if not finite:
+            self._note_infinities(name, operands, result, fmt, told)
+        if tiny.any():
+            lost = (told != 0) & (result == 0)
+            if name == "round":
+                lost = widen(result) != widen(operands[0])
+            elif name in _NOT_ZERO:
+                lost = lost | _NOT_ZERO[name](*operands)
+            self._note(name, "underflow", tiny & lost, operands, result, fmt)
 
-    def _note(self, name: str, kind: str, where: Array, operands: tuple[Array, ...], result: Array) -> None:
+    def _note_infinities(self, name: str, operands: tuple[Array, ...], result: Array, fmt: Format, told: Array) -> None:
+        numbers = ~_any(np.isnan, operands)
+        infinite = np.isinf(told) & ~_any(lambda a: ~np.isfinite(a), operands)
+        pole = _POLE[name](*operands) if name in _POLE else np.zeros((), bool)
+        self._note(name, "invalid", np.isnan(told) & numbers, operands, result, fmt)
+        self._note(name, "divide_by_zero", infinite & pole, operands, result, fmt)
+        self._note(name, "overflow", infinite & ~pole, operands, result, fmt)
+
+    def _note(self, name: str, kind: str, where: Array, operands: tuple[Array, ...], result: Array, fmt: Format) -> None:
         count = int(np.count_nonzero(where))
         if count:
             first = tuple(int(i) for i in np.unravel_index(int(np.argmax(where)), result.shape))
             full = (a if a.shape == result.shape else np.broadcast_to(a, result.shape) for a in operands)
             there = tuple(float(a[first]) for a in full)
-            self.steps.append(Step(name, kind, count, first, there, float(result[first])))
+            self.steps.append(Step(name, kind, count, first, there, float(result[first]), fmt.name))
 
 
 class Arithmetic:
     """The operations a variant may use, over arrays of fmt.dtype, rounded once each; no warning leaves them.
 
     Rows have shape B + (n,), what is said of a whole row (a sum, a maximum, the value at a target) has shape B; where
-    the two meet, the latter holds for every element of its row. summation names a row of SUMMATIONS (UnknownName if
-    none); the recorder, if any, is shown every step that can go wrong.
+    the two meet, the latter holds for every element of its row. summation names a row of SUMMATIONS; axes: see model.Axes;
+    the recorder, if any, is shown every step that can go wrong. Raises UnknownName, and InvalidProblem for saturation
+    without a format that has it.
     """
 
-    def __init__(self, fmt: Format, summation: str = "numpy", recorder: Recorder | None = None) -> None:
-        self.fmt = fmt
-        self._add = SUMMATIONS[summation].add
-        self._recorder = recorder
+    def __init__(self, fmt: Format, summation: str = "numpy", recorder: Recorder | None = None, axes: Axes = PLAIN) -> None:
+        for name, known in CHOICES.items():
+            if (value := getattr(axes, name)) not in known:
+                raise UnknownName(f"unknown {name} {quoted(value)}; known: {', '.join(known)}")
+        used = [fmt, *(formats.find(name) for name in (axes.accumulator, axes.output_format) if name is not None)]
+        saturates = axes.overflow == "saturate"
+        if saturates and all(row.bits > 8 for row in used):
+            saturated(fmt)
+        self.fmt = saturated(fmt) if saturates and fmt.bits == 8 else fmt
+        self.summation = SUMMATIONS[summation].name
+        self._given, self._asked, self._recorder = fmt, axes, recorder
+        self._flushes = axes.subnormals == "flush"
+        inner = replace(axes, accumulator=None, output_format=None)
+        self.accumulator = self._beside(used[1] if axes.accumulator else fmt, inner)
+        self._output = self._beside(used[-1] if axes.output_format else fmt, inner)
+
+    def _beside(self, fmt: Format, axes: Axes) -> Arithmetic:
+        """The same arithmetic in another format: this one where that is its own."""
+        if fmt.name == self.fmt.name:
+            return self
+        return Arithmetic(fmt, self.summation, self._recorder, axes if fmt.bits == 8 else replace(axes, overflow="format"))
+
+    @property
+    def axes(self) -> Axes:
+        """What the axes are here, every name told: the row that describes this arithmetic."""
+        return replace(
+            self._asked,
+            accumulator=self.accumulator.fmt.name,
+            output_format=self.output_format.name,
+            overflow=self.fmt.overflow if self._asked.overflow == "format" else self._asked.overflow,
+        )
+
+    @property
+    def output_format(self) -> Format:
+        """The format of what `deliver` returns, with its rule of overflow."""
+        return self._output.fmt
+
+    def deliver(self, a: Array) -> Array:
+        """A result of a variant, rounded once to the output format."""
+        return a if self._output is self else self._output.take(a)
+
+    def take(self, a: Array) -> Array:
+        """Numbers of any format, rounded once to this one."""
+        return self._step("round", partial(round_array, fmt=self.fmt), a)
 
     def add(self, a: Array, b: Array) -> Array:
         """a + b."""
@@ -99,9 +187,24 @@ class Arithmetic:
         """a / b."""
         return self._step("divide", np.divide, *_aligned(a, b))
 
+    def fma(self, a: Array, b: Array, c: Array) -> Array:
+        """a * b + c: rounded once where the axis says so, else the product is rounded, and then the sum."""
+        if not self._asked.fma:
+            return self.add(self.mul(a, b), c)
+        a, b = _aligned(a, b)
+        a, c = _aligned(a, c)
+        b, c = _aligned(b, c)
+        return self._step("fma", partial(elementary.fma, fmt=self.fmt), a, b, c)
+
     def exp(self, a: Array) -> Array:
-        """The exponential."""
-        return self._step("exp", np.exp, a)
+        """The exponential; in the exp2 domain exp2(a * log2 e), the product rounded too."""
+        if self._asked.exp == "exp2":
+            return self.exp2(self.mul(a, round_array(np.array(_LOG2_E), self.fmt)))
+        return self._step("exp", np.exp if self._asked.exp == "numpy" else partial(elementary.exp, fmt=self.fmt), a)
+
+    def exp2(self, a: Array) -> Array:
+        """2 to the power a: NumPy's, or where the axis exp is another, correctly rounded."""
+        return self._step("exp2", np.exp2 if self._asked.exp == "numpy" else partial(elementary.exp2, fmt=self.fmt), a)
 
     def log(self, a: Array) -> Array:
         """The natural logarithm."""
@@ -112,8 +215,20 @@ class Arithmetic:
         return self._step("log1p", np.log1p, a)
 
     def sum(self, a: Array) -> Array:
-        """The sum of each row, added as the summation says: shape B."""
-        return self._step("sum", self._add, a)
+        """The sum of each row, added as the summation says: shape B.
+
+        With an accumulator of another format the terms are rounded to that, added there, and the total is rounded back.
+        """
+        if self.accumulator is not self:
+            return self.take(self.accumulator.sum(self.accumulator.take(a)))
+        return self._step("sum", lambda terms: SUMMATIONS[self.summation].add(terms, self._adder), a)
+
+    @property
+    def _adder(self) -> Adder:
+        """Addition and subtraction for a sum: its single steps are not recorded."""
+        if self._flushes or self.fmt.saturating:
+            return Adder(self.fmt, partial(self._silent, "add", np.add), partial(self._silent, "subtract", np.subtract))
+        return plain(self.fmt)
 
     def neg(self, a: Array) -> Array:
         """-a, exact."""
@@ -166,10 +281,34 @@ class Arithmetic:
         # Contiguous operands: NumPy takes other, differently rounded loops of exp and log for some strides.
         operands = tuple(np.asarray(operand, order="C") for operand in operands)
         with np.errstate(all="ignore"):
-            result = np.asarray(function(*operands))
+            if self._flushes and name != "round":
+                operands = tuple(self._flushed(operand) for operand in operands)
+            result, told = self._result(name, function, *operands)
             if self._recorder is not None:
-                self._recorder.watch(name, operands, result, self.fmt.smallest_normal)
+                self._recorder.watch(name, operands, result, self.fmt, told)
         return result
+
+    def _silent(self, name: str, function: Callable[..., Array], *operands: Array) -> Array:
+        """A step that nobody watches."""
+        return self._result(name, function, *map(self._flushed, operands) if self._flushes else operands)[0]
+
+    def _result(self, name: str, function: Callable[..., Array], *operands: Array) -> tuple[Array, Array]:
+        """The result, and what it was before the rules: infinite where it overflowed, and not flushed."""
+        result = told = np.asarray(function(*operands))
+        if self._flushes and name == "sum":  # its single additions flushed already
+            told = np.where(result == 0, SUMMATIONS["exact"].add(operands[0], plain(self.fmt)), result)
+        if self.fmt.overflow != "infinity":
+            wide = np.asarray(_WIDE[name](*map(widen, operands)))
+            lost = ~np.isnan(wide) & ~(np.isfinite(result) & np.isfinite(round_array(wide, self._given)))
+            told = np.where(lost, np.copysign(np.inf, wide), widen(told))
+            if self.fmt.saturating:
+                most = np.copysign(self.fmt.largest, wide).astype(self.fmt.dtype)
+                result = np.where(lost & ~np.isfinite(result), most, result)
+        return (self._flushed(result) if self._flushes else result), told
+
+    def _flushed(self, a: Array) -> Array:
+        """Subnormal numbers as zeros of their sign."""
+        return np.where(np.abs(a) < self.fmt.smallest_normal, np.copysign(np.zeros((), a.dtype), a), a)
 
 
 def _any(test: Callable[[Array], Array], operands: tuple[Array, ...]) -> Array:

@@ -100,6 +100,7 @@ def _formats() -> list[dict[str, Any]]:
         "emin",
         "emax",
         "exp_limit",
+        "overflow",
         "bits",
         "unit_roundoff",
         "largest",

@@ -1,13 +1,18 @@
 """Floating-point formats as rows, and the one place where an exact value is rounded to a format.
 
 The only file that knows bit widths. Everything rests on the ordinal: the number of representable steps from zero,
-negative below it, infinity being the one after the largest finite number. For the IEEE interchange formats and
-bfloat16 the ordinal of a non-negative number is its bit pattern.
+negative below it, infinity being the one after the largest finite number. The ordinal of a non-negative number is its bit
+pattern.
+
+Overflow. A value is rounded as if the binades went on. What then lies beyond the largest finite number, and an infinity,
+becomes an infinity; NaN in a format that has no infinity (float8_e4m3fn: 464, midway to the 480 that its NaN displaced,
+is a tie and goes to the even 448, and all that is larger is NaN); the largest finite number of that sign in a saturating
+row. Where a format has no infinity the ordinal of infinity is that of its NaN: there it stands for nothing but overflow.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import ml_dtypes
@@ -20,11 +25,12 @@ from engine.registry import Registry
 
 @dataclass(frozen=True)
 class Format:
-    """A binary floating-point format with subnormals, infinities and NaN.
+    """A binary floating-point format with subnormals and NaN, and with infinities unless it says otherwise.
 
     precision: significand bits, hidden bit included. emin, emax: exponents of the smallest normal number 2^emin and
     of the top binade [2^emax, 2^(emax+1)). dtype: NumPy storage, little-endian in memory on every supported machine.
-    exp_limit: the largest number of the format whose exponential rounds to a finite one.
+    exp_limit: the largest number of the format whose exponential rounds to a finite one. has_infinity: else the pattern
+    after the largest finite number is NaN, and overflow gives NaN. saturating: overflow gives the largest finite number.
     """
 
     name: str
@@ -34,6 +40,13 @@ class Format:
     dtype: np.dtype
     exp_limit: float
     aliases: tuple[str, ...] = ()
+    has_infinity: bool = True
+    saturating: bool = False
+
+    @property
+    def overflow(self) -> str:
+        """What a value beyond the largest number becomes: "infinity", "nan" or "saturate"."""
+        return "saturate" if self.saturating else "infinity" if self.has_infinity else "nan"
 
     @property
     def bits(self) -> int:
@@ -48,7 +61,8 @@ class Format:
     @property
     def largest(self) -> float:
         """The largest finite number."""
-        return float(2 - Fraction(1, 2 ** (self.precision - 1))) * 2.0**self.emax
+        man, exp = exact(self.infinity_ordinal - 1, self)
+        return float(man * Fraction(2) ** exp)
 
     @property
     def smallest_normal(self) -> float:
@@ -67,8 +81,13 @@ class Format:
 
     @property
     def infinity_ordinal(self) -> int:
-        """Ordinal of infinity: one more than that of the largest finite number."""
-        return (self.emax - self.emin + 2) << (self.precision - 1)
+        """Ordinal of infinity, or of the NaN in its place: one more than that of the largest finite number."""
+        return ((self.emax - self.emin + 2) << (self.precision - 1)) - (not self.has_infinity)
+
+    @property
+    def overflow_ordinal(self) -> int:
+        """Ordinal that what overflows is rounded to: infinity's, or that of the largest finite number."""
+        return self.infinity_ordinal - self.saturating
 
 
 FORMATS: Registry[Format] = Registry("format")
@@ -77,11 +96,16 @@ for _row in (
     Format("bfloat16", 8, -126, 127, np.dtype(ml_dtypes.bfloat16), float.fromhex("0x1.62p+6"), ("bf16",)),
     Format("float32", 24, -126, 127, np.dtype(np.float32), float.fromhex("0x1.62e42ep+6"), ("fp32", "f32", "single")),
     Format("float64", 53, -1022, 1023, np.dtype(np.float64), float.fromhex("0x1.62e42fefa39efp+9"), ("fp64", "f64", "double")),
+    # OCP 8-bit Floating Point Specification (OFP8), revision 1.0: E4M3 has no infinity and one NaN of each sign.
+    Format(
+        "float8_e4m3fn", 4, -6, 8, np.dtype(ml_dtypes.float8_e4m3fn), 6.0, ("f8_e4m3fn", "f8_e4m3", "e4m3fn"), has_infinity=False
+    ),
+    Format("float8_e5m2", 3, -14, 15, np.dtype(ml_dtypes.float8_e5m2), 10.0, ("f8_e5m2", "fp8_e5m2", "e5m2")),
 ):
     FORMATS.add(_row.name, _row)
 
 IEEE = ("float16", "float32", "float64")
-AMBIGUOUS = ("fp8", "f8", "float8", "e4m3", "float8_e4m3")
+AMBIGUOUS = ("fp8", "f8", "float8", "e4m3", "fp8_e4m3", "float8_e4m3")
 _ALIASES = {alias: row.name for row in FORMATS.values() for alias in row.aliases}
 
 
@@ -89,7 +113,7 @@ def find(name: str) -> Format:
     """The format of that name or alias, in any case. Raises UnknownName, saying what exists or what is ambiguous."""
     key = name.lower()
     if key in AMBIGUOUS:
-        raise UnknownName(f"format {quoted(name)} is ambiguous, and no 8-bit format is supported yet; known: {', '.join(FORMATS)}")
+        raise UnknownName(f"format {quoted(name)} is ambiguous; known 8-bit formats: float8_e4m3fn, float8_e5m2")
     return FORMATS[_ALIASES.get(key, key)]
 
 
@@ -101,18 +125,25 @@ def of(array: Array) -> Format:
     raise InvalidProblem(f"dtype {array.dtype} is no format; known: {', '.join(FORMATS)}")
 
 
+def saturated(fmt: Format) -> Format:
+    """The same format, saturating. Raises InvalidProblem where that is not defined: it is for the 8-bit formats (OFP8)."""
+    if fmt.bits > 8:
+        raise InvalidProblem(f"{fmt.name} does not saturate: overflow can saturate in float8_e4m3fn and float8_e5m2 only")
+    return replace(fmt, saturating=True)
+
+
 def round_ordinal(man: int, exp: int, fmt: Format) -> int:
-    """Ordinal of man * 2^exp rounded to nearest, ties to even, once; overflow goes to infinity as IEEE 754 4.3.1 says."""
+    """Ordinal of man * 2^exp rounded to nearest, ties to even, once (IEEE 754 4.3.1); overflow goes to overflow_ordinal."""
     if man == 0:
         return 0
     size = abs(man)
     top = max(size.bit_length() + exp - 1, fmt.emin)
     if top > fmt.emax + 1:
-        steps = fmt.infinity_ordinal
+        steps = fmt.overflow_ordinal
     else:
         shift = exp - (top - fmt.precision + 1)
         kept = size << shift if shift >= 0 else _shift_even(size, -shift)
-        steps = min(((top - fmt.emin) << (fmt.precision - 1)) + kept, fmt.infinity_ordinal)
+        steps = min(((top - fmt.emin) << (fmt.precision - 1)) + kept, fmt.overflow_ordinal)
     return steps if man > 0 else -steps
 
 
@@ -138,7 +169,7 @@ def round_between(lo: int, hi: int, exp: int, fmt: Format) -> tuple[int, int] | 
     kept = (near + half) >> shift
     if kept != (far + half) >> shift:
         return None
-    steps = ((binade - fmt.emin) << (fmt.precision - 1)) + kept
+    steps = min(((binade - fmt.emin) << (fmt.precision - 1)) + kept, fmt.overflow_ordinal)
     return (steps if lo > 0 else -steps), top
 
 
@@ -161,7 +192,7 @@ def exact(ordinal: int, fmt: Format) -> tuple[int, int]:
 
 
 def ordinals(array: Array, fmt: Format) -> Array:
-    """Ordinals of the elements as int64, same shape. NaN has none: its entry is beyond infinity_ordinal; mask it first."""
+    """Ordinals of the elements as int64, same shape. NaN has none: its entry is not finite; mask it first."""
     stored = np.ascontiguousarray(array, dtype=fmt.dtype)
     bits = stored.view(f"i{fmt.dtype.itemsize}").astype(np.int64)
     size = bits & ((1 << (fmt.bits - 1)) - 1)
@@ -169,7 +200,7 @@ def ordinals(array: Array, fmt: Format) -> Array:
 
 
 def from_ordinals(values: Array, fmt: Format) -> Array:
-    """The inverse of ordinals: int64 ordinals to an array of the format, zeros positive."""
+    """The inverse of ordinals: int64 ordinals to an array of the format, zeros positive; where there is no infinity, NaN."""
     sign = np.where(values < 0, np.int64(-1) << (fmt.bits - 1), np.int64(0))
     bits = (np.abs(values) | sign).astype(f"i{fmt.dtype.itemsize}")
     return bits.view(fmt.dtype)
@@ -189,22 +220,29 @@ def widen(values: Array) -> Array:
 def round_array(values: Array, fmt: Format) -> Array:
     """Round to a format, to nearest even, once, whatever the input's format (all embed exactly in float64).
 
-    Returns a new array of fmt.dtype, same shape. Casts are not used to round: ml_dtypes takes float64 to bfloat16
-    through float32 and so rounds twice (1 + 2^-8 + 2^-40 becomes 1).
+    Returns a new array of fmt.dtype, same shape. Casts are not used to round: ml_dtypes takes float64 to bfloat16 and to the
+    8-bit formats through float32 and so rounds twice (1 + 2^-8 + 2^-40 becomes 1).
     """
     wide = widen(values)
     if fmt.dtype == np.float64:
         return wide
     finite = np.isfinite(wide)
+    beyond = {"infinity": np.inf, "nan": np.nan, "saturate": fmt.largest}[fmt.overflow]
     man, exp = np.frexp(np.where(finite, wide, 0.0))
     unit = np.maximum(exp - 1, fmt.emin) - fmt.precision + 1
     steps = np.rint(np.ldexp(man, exp - unit))
     with np.errstate(over="ignore"):
         rounded = np.ldexp(steps, unit)
-    rounded = np.where(np.abs(rounded) > fmt.largest, np.copysign(np.inf, wide), np.copysign(rounded, wide))
-    return np.where(finite, rounded, wide).astype(fmt.dtype)
+    overflows = (np.abs(rounded) > fmt.largest) | np.isinf(wide)
+    rounded = np.copysign(np.where(overflows, beyond, rounded), wide)
+    return np.where(np.isnan(wide), wide, rounded).astype(fmt.dtype)
 
 
 def infinity(sign: float, fmt: Format) -> int:
-    """Ordinal of the infinity of that sign."""
-    return fmt.infinity_ordinal if sign > 0 else -fmt.infinity_ordinal
+    """Ordinal that an infinity of that sign is rounded to."""
+    return fmt.overflow_ordinal if sign > 0 else -fmt.overflow_ordinal
+
+
+def is_nan(ordinal: int, fmt: Format) -> bool:
+    """Whether a rounding that gave this ordinal gave NaN: an overflow in a format without infinity."""
+    return not fmt.has_infinity and abs(ordinal) == fmt.infinity_ordinal

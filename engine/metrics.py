@@ -16,7 +16,7 @@ from engine import formats
 from engine.figures import MAXIMUM_BITS, MEAN_BITS, Interval, absolute, fix, significant
 from engine.measurement import Cells, Measurement, more
 from engine.model import Array, Metrics, RowFigure, Worst
-from engine.truth import MAX_PRECISION, Enclosure, Truth, exp_enclosure, hull, log_enclosure, outward
+from engine.truth import MAX_PRECISION, Enclosure, Truth, decimal, exp_enclosure, hull, log_enclosure, outward
 
 # ---- figures of a row ------------------------------------------------------------------------------------------------
 
@@ -116,7 +116,7 @@ class Rows:
         m, truth = self.m, self.truth
         if m.kinds.got_nan.any():
             return None
-        rows = [row for row in range(truth.rows) if not m.kinds.want_nan[row * truth.width]]
+        rows = [row for row in range(truth.rows) if not truth.untrue(row)]
         if not rows:
             return None
         terms = {row: self.term(row, row_term) for row in rows}
@@ -380,14 +380,14 @@ def _ordered_rows(m: Measurement) -> Iterator[tuple[Array, Array, Array]]:
     """(logits, ordinals of the output, whether it is NaN) of every row that has a truth."""
     for row in range(m.truth.rows):
         part = slice(row * m.truth.width, (row + 1) * m.truth.width)
-        if not m.kinds.want_nan[part].any():
+        if not m.truth.untrue(row):
             yield m.truth.logits(row), m.kinds.got[part], m.kinds.got_nan[part]
 
 
 def preserved(m: Measurement, row: int) -> bool:
     """Whether the output at a maximum of the truth is the output's maximum; false for a row without truth or with a NaN."""
     part = slice(row * m.truth.width, (row + 1) * m.truth.width)
-    if m.kinds.want_nan[part].any() or m.kinds.got_nan[part].any():
+    if m.kinds.got_nan[part].any() or m.truth.untrue(row):
         return False
     got = m.kinds.got[part]
     if m.truth.op.name in ("softmax", "log_softmax"):
@@ -444,6 +444,15 @@ def position(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(index, shape)) if shape else ()
 
 
+def _expected(m: Cells, index: int) -> str:
+    """T to 17 significant digits, also where it overflows a format without infinity, so that R is NaN."""
+    text = m.expected(index, 17)
+    if text != "NaN":
+        return text
+    row, column = divmod(index, m.truth.width)
+    return decimal(m.truth.row(row, m.truth.bits)[column], 17)
+
+
 def describe(m: Cells, index: int, mismatch: bool) -> Worst:
     """One element for a list of the worst."""
     row, column = divmod(index, m.truth.width)
@@ -452,7 +461,7 @@ def describe(m: Cells, index: int, mismatch: bool) -> Worst:
         index=position(index, m.truth.shape),
         logit=float(m.truth.logits(row)[column]) if logits else None,
         got=float(m.output.reshape(-1)[index]),
-        expected=m.expected(index, 17),
+        expected=_expected(m, index),
         ulp=None if mismatch else m.ulp(index),
         rel=None if mismatch else m.rel(index),
     )

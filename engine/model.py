@@ -27,6 +27,27 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Axes:
+    """What of an arithmetic can be varied beside its format and its summation; the defaults are what NumPy does.
+
+    accumulator: the format in which sums are added, whose terms are rounded to it and whose total is rounded back; None: the
+    arithmetic's own. exp: "numpy"; "correct", exp and exp2 correctly rounded; "exp2", exp(a) as exp2(a log2 e), the product
+    rounded and exp2 correctly. subnormals: "gradual"; "flush", subnormal operands and results of every step become zeros of
+    their sign. fma: a * b + c is rounded once, where a variant asks for it. output_format: the format that a result is
+    rounded to at last, and measured in; None: the arithmetic's own. overflow: "format", by the rule of each format;
+    "saturate", in the 8-bit formats to the largest number. In an answer every name is told, and overflow is "infinity",
+    "nan" or "saturate".
+    """
+
+    accumulator: str | None = None
+    exp: str = "numpy"
+    subnormals: str = "gradual"
+    fma: bool = False
+    output_format: str | None = None
+    overflow: str = "format"
+
+
+@dataclass(frozen=True)
 class RowFigure:
     """A figure taken per row: the worst row's value, the mean over the rows, the first row that is worst."""
 
@@ -93,6 +114,7 @@ class Step:
 
     name: exp, sum, divide, ...; kind: overflow, underflow, invalid or divide_by_zero (IEEE 754 clause 7).
     count: elements; first_index: position of the first in the step's result; operands, result: the values there.
+    format: the one that the step's result is in.
     """
 
     name: str
@@ -101,6 +123,7 @@ class Step:
     first_index: tuple[int, ...]
     operands: tuple[float, ...]
     result: float
+    format: str
 
 
 @dataclass(frozen=True)
@@ -144,11 +167,12 @@ class Certificate:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """One variant in one format measured against the truth."""
+    """One variant in one format measured against the truth. arithmetic: the axes as they were, every name told."""
 
     variant: str
     format: str
     summation: str
+    arithmetic: Axes
     status: str
     metrics: Metrics
     worst: tuple[Worst, ...]

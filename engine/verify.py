@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from engine import bounds, formats, ops
-from engine.arithmetic import Arithmetic, Recorder
+from engine.arithmetic import PLAIN, Arithmetic, Recorder
 from engine.errors import InvalidProblem, UnknownName, quoted
 from engine.faults import explain
 from engine.formats import FORMATS, IEEE, Format
@@ -22,6 +22,7 @@ from engine.metrics import position, sums_apart
 from engine.metrics import worst as worst_of
 from engine.model import (
     Array,
+    Axes,
     Bound,
     Certificate,
     Engine,
@@ -47,6 +48,8 @@ INCLUDE = ("values", "truth", "ranks")
 MAX_WORST = 32
 FAST_FROM = 512
 """Elements from which the fast tiers are quicker than the exact path."""
+AT_MOST_ONE = ("softmax", "softmax_jacobian")
+"""Ops whose truth overflows no format: the fast tiers, which take overflow for infinity, are right for these in every format."""
 MAX_DIGITS = 4_000
 
 Progress = Callable[[int, int], None]
@@ -62,6 +65,7 @@ def evaluate(
     progress: Progress | None = None,
     map: Map = map,
     audit: int = 0,
+    axes: Axes = PLAIN,
 ) -> Evaluation:
     """Run variants of an op on its logits rounded to each format, and measure every outcome against the certified truth.
 
@@ -70,7 +74,8 @@ def evaluate(
     summation: a name in SUMMATIONS. include: any of "values", "truth" (arrays in the outcomes) and "ranks" (the
     rank_inversions figure). worst: how many of the worst elements to name, 0 to 32. progress: called with (done, total)
     outcomes. map: how parts of the measuring (by rows) are run, a callable like the builtin; the answer does not depend on
-    it. audit: logits of a sample that the exact path judges again, 0 for none.
+    it. audit: logits of a sample that the exact path judges again, 0 for none. axes: what else of the arithmetic is varied;
+    with an output format results are rounded to it once and measured in it.
     Raises UnknownName, InvalidProblem, Undecided, Disagreement.
     """
     op = ops.check(problem)
@@ -80,7 +85,10 @@ def evaluate(
     total = len(rows) * len(chosen)
     outcomes = []
     judge = partial(_judge, ranks="ranks" in include, count=worst, map=map, audit=audit)
-    for outcome in _outcomes(problem, rows, chosen, summation, include, judge):
+    arithmetics = [partial(Arithmetic, fmt, summation, axes=axes) for fmt in rows]
+    for arithmetic in arithmetics:
+        arithmetic()  # refuses what there is not, before anything is computed
+    for outcome in _outcomes(problem, arithmetics, chosen, include, judge):
         outcomes.append(outcome)
         if progress:
             progress(len(outcomes), total)
@@ -101,7 +109,7 @@ def measure(
     truth = Truth(problem, formats.of(output))
     if output.shape != truth.shape:
         raise InvalidProblem(f"output has shape {list(output.shape)}; for these logits it must be {list(truth.shape)}")
-    judged = _judge(output, truth, "ranks" in include, worst, map, audit)
+    judged = _judge(output, truth, truth.fmt, ranks="ranks" in include, count=worst, map=map, audit=audit)
     return Measured(judged.metrics, judged.worst, judged.bound, judged.certificate)
 
 
@@ -154,22 +162,42 @@ def fingerprint() -> str:
 
 
 def estimate(
-    problem: Problem, formats: Sequence[str] = IEEE, variants: Sequence[str] | None = None, include: Collection[str] = ()
+    problem: Problem,
+    formats: Sequence[str] = IEEE,
+    variants: Sequence[str] | None = None,
+    include: Collection[str] = (),
+    summation: str = "numpy",
+    axes: Axes = PLAIN,
 ) -> float:
     """Seconds that evaluate may take on one slow core: a planning figure, from element counts alone.
 
-    Rows for which the fast tiers are not proven, and figures that none of them decides, take a hundred times as long.
+    Raises what evaluate would of its formats, variants, summation and axes. Rows for which the fast tiers are not proven, and
+    figures that none of them decides, take a hundred times as long.
     """
     op = ops.check(problem)
     n: int = problem.logits.shape[-1]
     rows: int = problem.logits.size // n
     outputs = rows * op.width(n)
     chosen = len(_chosen_variants(op.name, variants))
-    if rows * max(n, op.width(n)) >= FAST_FROM and "truth" not in include:
-        return 5e-4 + len(formats) * chosen * (2e-2 + 2e-6 * (problem.logits.size + outputs))
+    quick = chosen * (2e-2 + 2e-6 * (problem.logits.size + outputs))
     truth = 1.5e-5 * (problem.logits.size + outputs) * (2 if op.name == "log_softmax" else 1)
-    measured = (5e-5 * outputs + 2e-4 * rows) * chosen
-    return 5e-4 + len(formats) * (truth + measured)
+    slow = truth + (5e-5 * outputs + 2e-4 * rows) * chosen
+    size = rows * max(n, op.width(n)) if "truth" not in include else 0
+    total = 5e-4
+    for fmt in _chosen_formats(formats):
+        k = Arithmetic(fmt, summation, axes=axes)
+        fast = k.fmt.precision >= k.output_format.precision and _is_fast(op.name, k.output_format, size)
+        total += (quick if fast else slow) + chosen * _extra(k, problem.logits.size, outputs, rows)
+    return total
+
+
+def _extra(k: Arithmetic, logits: int, outputs: int, rows: int) -> float:
+    """Seconds that a variant's own arithmetic takes beyond NumPy's: a pass of Python for a term, or an integer for an element."""
+    columns = 0.0 if k.summation in ("numpy", "pairwise", "exact") else logits / rows
+    emulated = k.axes.subnormals == "flush" or k.fmt.overflow != "infinity"
+    integers = k.fmt.precision > 24 and (k.axes.exp != "numpy" or k.axes.fma)
+    exact = 1e-6 * logits * (k.summation == "exact")
+    return 2 * columns * (1e-4 if emulated else 1e-5) + 2e-5 * integers * (logits + outputs) + exact
 
 
 def estimate_truth(problem: Problem, digits: int = 30) -> float:
@@ -229,33 +257,38 @@ class _Judged:
 
 
 def _outcomes(
-    problem: Problem, rows: Sequence[Format], chosen: Sequence[Variant], summation: str, include: Collection[str], judge: _Judge
+    problem: Problem, arithmetics: Sequence[_New], chosen: Sequence[Variant], include: Collection[str], judge: _Judge
 ) -> Iterator[Outcome]:
-    for fmt in rows:
-        stored = _stored(problem, fmt)
-        truth = Truth(stored, fmt)
+    for arithmetic in arithmetics:
+        k = arithmetic()
+        stored = _stored(problem, k.fmt)
+        truth = Truth(stored, k.output_format)
         rounding = _input_rounding(problem.logits, stored.logits)
         for variant in chosen:
-            yield _outcome(variant, truth, summation, include, rounding, judge)
+            yield _outcome(variant, truth, arithmetic, include, rounding, judge)
 
 
-_Judge = Callable[[Array, Truth], _Judged]
+_Judge = Callable[[Array, Truth, Format], _Judged]
+_New = Callable[..., Arithmetic]
+"""An arithmetic with a recorder of its own, or with none."""
 
 
 def _outcome(
-    variant: Variant, truth: Truth, summation: str, include: Collection[str], rounding: InputRounding, judge: _Judge
+    variant: Variant, truth: Truth, arithmetic: _New, include: Collection[str], rounding: InputRounding, judge: _Judge
 ) -> Outcome:
     recorder = Recorder()
-    output = variant.run(*_arguments(truth.problem), Arithmetic(truth.fmt, summation, recorder))
-    judged = judge(output, truth)
+    k = arithmetic(recorder=recorder)
+    output = k.deliver(variant.run(*_arguments(truth.problem), k))
+    judged = judge(output, truth, k.fmt)
     return Outcome(
         variant=variant.name,
-        format=truth.fmt.name,
-        summation=summation,
+        format=k.fmt.name,
+        summation=k.summation,
+        arithmetic=k.axes,
         status=judged.status,
         metrics=_with_steps(judged.metrics, recorder.steps),
         worst=judged.worst,
-        faults=(*explain(recorder.steps, truth.fmt), *judged.absorbed),
+        faults=(*explain(recorder.steps, k.axes.subnormals == "flush"), *judged.absorbed),
         bound=judged.bound,
         input_rounding=rounding,
         certificate=judged.certificate,
@@ -264,10 +297,15 @@ def _outcome(
     )
 
 
-def _judge(output: Array, truth: Truth, ranks: bool, count: int, map: Map, audit: int) -> _Judged:
-    """By the fast tiers, or, where there is little to do, by the exact path alone: the figures are the same."""
-    if truth.rows * max(truth.width, truth.raw_logits.shape[1]) < FAST_FROM:
-        return _exactly(output, truth, ranks, count)
+def _judge(output: Array, truth: Truth, fmt: Format, *, ranks: bool, count: int, map: Map, audit: int) -> _Judged:
+    """By the fast tiers, or, where there is little to do, by the exact path alone: the figures are the same.
+
+    fmt: that of the arithmetic. The rule of `accurate` has the larger u of that and the output's; the fast tiers know only the
+    output's.
+    """
+    size = truth.rows * max(truth.width, truth.raw_logits.shape[1])
+    if fmt.precision < truth.fmt.precision or not _is_fast(truth.op.name, truth.fmt, size):
+        return _exactly(output, truth, ranks, count, fmt)
     survey = Survey(output, Truth(truth.problem, truth.fmt), count, map)  # of its own: what it looks at is in its certificate
     survey.audit(audit, truth)
     metrics = survey.metrics(ranks)
@@ -283,9 +321,15 @@ def _judge(output: Array, truth: Truth, ranks: bool, count: int, map: Map, audit
     )
 
 
-def _exactly(output: Array, truth: Truth, ranks: bool, count: int) -> _Judged:
+def _is_fast(op: str, fmt: Format, size: int) -> bool:
+    """Whether the fast tiers measure so many elements: they are quicker, and a truth that overflows the format is infinite."""
+    return size >= FAST_FROM and (fmt.overflow == "infinity" or op in AT_MOST_ONE)
+
+
+def _exactly(output: Array, truth: Truth, ranks: bool, count: int, fmt: Format | None = None) -> _Judged:
     measured = Measurement(output, truth)
-    beyond, bound = _against_bound(measured)
+    coarser = fmt if fmt and fmt.precision < truth.fmt.precision else truth.fmt
+    beyond, bound = _against_bound(measured, coarser)
     return _Judged(
         measure_exactly(measured, ranks),
         worst_of(measured, count),
@@ -297,7 +341,8 @@ def _exactly(output: Array, truth: Truth, ranks: bool, count: int) -> _Judged:
 
 
 def _stored(problem: Problem, fmt: Format) -> Problem:
-    """The problem with its real tensors rounded to a format."""
+    """The problem with its real tensors rounded to a format; only logits saturate."""
+    logits, fmt = formats.round_array(problem.logits, fmt), replace(fmt, saturating=False)
     targets = problem.targets
     if targets is not None and not ops.is_index(problem):
         targets = formats.round_array(targets, fmt)
@@ -310,7 +355,7 @@ def _stored(problem: Problem, fmt: Format) -> Problem:
         grad_output = formats.round_array(grad_output, fmt)
         if not np.isfinite(formats.widen(grad_output)).all():
             raise InvalidProblem(f"grad_output overflows {fmt.name}, whose largest number is {fmt.largest}; scale it down")
-    return Problem(problem.op, formats.round_array(problem.logits, fmt), targets, grad_output)
+    return Problem(problem.op, logits, targets, grad_output)
 
 
 def _arguments(problem: Problem) -> list[Array]:
@@ -324,7 +369,7 @@ def _input_rounding(logits: Array, stored: Array) -> InputRounding:
     changed = (before != after) & ~np.isnan(before)
     difference = np.zeros(before.shape)
     np.subtract(after, before, out=difference, where=changed)
-    if np.isinf(difference).any():
+    if not np.isfinite(difference).all():  # a logit became infinite, or NaN in a format without infinity
         return InputRounding(int(changed.sum()), np.inf, np.inf)
     shift = (difference.max(axis=-1) - difference.min(axis=-1)) / 2
     return InputRounding(int(changed.sum()), float(np.abs(difference).max()), float(shift.max()))
@@ -339,12 +384,12 @@ def _with_steps(metrics: Metrics, steps: Sequence[Step]) -> Metrics:
     )
 
 
-def _against_bound(measured: Measurement) -> tuple[list[int], Bound]:
+def _against_bound(measured: Measurement, fmt: Format) -> tuple[list[int], Bound]:
     truth = measured.truth
-    tolerances = [bounds.tolerance(truth.op.name, truth.logits(row), truth.fmt) for row in range(truth.rows)]
+    tolerances = [bounds.tolerance(truth.op.name, truth.logits(row), fmt) for row in range(truth.rows)]
     beyond = measured.beyond(tolerances)
     widest = max(max(t.absolute, t.relative) for t in tolerances)
-    return beyond, Bound(bounds.rule(truth.op.name), truth.fmt.unit_roundoff, float(widest), len(beyond))
+    return beyond, Bound(bounds.rule(truth.op.name), fmt.unit_roundoff, float(widest), len(beyond))
 
 
 def _status(measured: Measurement, beyond: Sequence[int]) -> str:

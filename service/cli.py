@@ -17,7 +17,7 @@ import traceback
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from io import BytesIO
 from pathlib import Path
@@ -47,7 +47,8 @@ BLOCK = 2**20  # logits looked at together
 PLAIN_WIDTH = 120  # characters, where the output is no terminal
 STYLES = {"accurate": "green", "inaccurate": "yellow", "unstable": "red"}
 _SPELLED = {"nan": "NaN", "inf": "Infinity", "infinity": "Infinity"}
-_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "I32": "int32", "I64": "int64"}
+_EIGHT_BITS = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # which the library's own reader does not know
+_DTYPES = ("F16", "BF16", "F32", "F64", *_EIGHT_BITS, "I32", "I64")
 
 
 class Refused(click.ClickException):
@@ -140,6 +141,14 @@ _companions = _options(
     click.option("--grad-output", metavar="ROWS|FILE", help="For softmax_vjp: like the logits."),
     click.option("--grad-output-key", metavar="NAME", help="As --key, for --grad-output."),
 )
+_axes = _options(
+    click.option("--accumulator", metavar="FORMAT", help="Format in which sums are added.  [default: the arithmetic's own]"),
+    click.option("--exp", default="numpy", show_default=True, help="Exponential: numpy, correct (correctly rounded), exp2."),
+    click.option("--subnormals", default="gradual", show_default=True, help="gradual, or flush: subnormal numbers become 0."),
+    click.option("--fma", is_flag=True, help="Round a * b + c once, where a variant asks for it."),
+    click.option("--output-format", metavar="FORMAT", help="Format that results are rounded to at last."),
+    click.option("--overflow", default="format", show_default=True, help="format, or saturate: for the 8-bit formats."),
+)
 _shown = _options(
     click.option("--worst", type=click.IntRange(0, LIMITS.max_worst), help=_WORST),
     click.option("--processes", type=click.IntRange(1, 1024), help=_PROCESSES),
@@ -159,6 +168,7 @@ _shown = _options(
 @click.option("--format", "formats", multiple=True, help="Repeatable.  [default: float16, float32, float64]")
 @click.option("--variant", "variants", multiple=True, help="Repeatable.  [default: all of the op]")
 @click.option("--summation", default="numpy", show_default=True, help="How the variants add.")
+@_axes
 @click.option("--include", multiple=True, type=click.Choice(["values", "truth", "ranks"]), help="Show these too (repeatable).")
 @_shown
 @click.option("--json", "as_json", is_flag=True, help="Write the answer of POST /v1/evaluate instead of a table.")
@@ -168,6 +178,7 @@ def evaluate(
 ) -> None:
     """Run the built-in variants of an op and measure them against the certified truth. No server is needed."""
     options = {name: asked.pop(name) for name in ("summation", "include")}
+    options["axes"] = engine.Axes(**{field.name: asked.pop(field.name) for field in fields(engine.Axes)})
     options |= {"variants": asked.pop("variants") or None, **({"formats": formats} if formats else {})}
     with _failures():
         problem = _problem(**asked)
@@ -445,7 +456,10 @@ def _safetensors(path: Path, key: str | None, name: str) -> tensors.Array:
         dtype = archive.get_slice(chosen).get_dtype()
         if dtype not in _DTYPES:
             raise ValueError(f"{chosen} is {dtype}; known: {', '.join(_DTYPES)}")
-        return np.asarray(archive.get_tensor(chosen))
+        if dtype not in _EIGHT_BITS:
+            return np.asarray(archive.get_tensor(chosen))
+    found = dict(safetensors.deserialize(_read(path)))[chosen]  # type: ignore[no-untyped-call]  # it carries no types
+    return np.frombuffer(found["data"], engine.FORMATS[_EIGHT_BITS[dtype]].dtype).reshape(found["shape"])
 
 
 def _choose(names: Sequence[str], key: str | None, default: str) -> str:
@@ -469,7 +483,7 @@ def _from_npy(raw: bytes | mmap.mmap, stream: BytesIO | mmap.mmap) -> tensors.Ar
     shape, fortran, dtype = header(stream)
     if dtype.kind not in "fiu" or dtype.itemsize > 8:
         raise ValueError(
-            f"dtype {str(dtype)[:64]}; known: float16, float32, float64, and integers for targets (bfloat16: .safetensors)"
+            f"dtype {str(dtype)[:64]}; known: float16, float32, float64, and integers for targets (bfloat16, 8 bits: .safetensors)"
         )
     if any(extent < 1 for extent in shape):
         raise ValueError(f"shape {list(shape)[:8]}; every extent is at least 1")
@@ -487,7 +501,7 @@ def _stored(array: tensors.Array, name: str) -> tensors.Array:
         return array
     if name != "targets" or array.dtype == np.uint64:
         raise ValueError(
-            f"dtype {array.dtype}; known for {name}: float16, bfloat16, float32, float64{', class indices' * (name == 'targets')}"
+            f"dtype {array.dtype}; known for {name}: {', '.join(engine.FORMATS)}{', class indices' * (name == 'targets')}"
         )
     return array.astype(np.int64)
 
@@ -520,10 +534,28 @@ def _report(problem: engine.Problem, evaluation: engine.Evaluation) -> str:
     """The readable answer: outcomes, what broke, the worst elements, the rule."""
     outcomes = evaluation.outcomes
     unit = _unit(problem)
-    head = f"{evaluation.op}: {evaluation.rows} x {evaluation.n} logits, {outcomes[0].summation} summation"
+    varied = "".join(f", {words}" for words in _varied(outcomes))
+    head = f"{evaluation.op}: {evaluation.rows} x {evaluation.n} logits, {outcomes[0].summation} summation{varied}"
     rows = [_Row((o.variant, o.format), o.status, o) for o in outcomes]
     rules = [*_rules(outcomes), *_without_truth(problem), *_became_infinite(problem, outcomes)]
     return _printed(head, "variant", rows, unit, list(_notes(outcomes, unit)), rules)
+
+
+def _varied(outcomes: Sequence[engine.Outcome]) -> Iterator[str]:
+    """The axes that are not as NumPy has them; those of every outcome are the same but for what each format names."""
+    axes = outcomes[0].arithmetic
+    if any(o.arithmetic.accumulator != o.format for o in outcomes):
+        yield f"{axes.accumulator} accumulator"
+    if axes.exp != "numpy":
+        yield {"correct": "correctly rounded exp", "exp2": "exp in the exp2 domain"}[axes.exp]
+    if axes.subnormals == "flush":
+        yield "subnormals flushed"
+    if axes.fma:
+        yield "fma"
+    if any(o.arithmetic.output_format != o.format for o in outcomes):
+        yield f"{axes.output_format} output"
+    if axes.overflow == "saturate":
+        yield "saturating"
 
 
 def _report_measured(problem: engine.Problem, output: tensors.Array, measured: engine.Measured) -> str:
@@ -543,7 +575,7 @@ def _printed(head: str, who: str, rows: Sequence[_Row], unit: _Unit, notes: Sequ
     if not console.is_terminal:
         console = Console(markup=False, highlight=False, emoji=False, width=PLAIN_WIDTH)
     with console.capture() as captured:
-        console.print(f"{head}\n")
+        console.print(f"{head}\n", soft_wrap=True)
         console.print(_outcome_table(who, rows, unit))
         for line in ["", *notes] if notes else []:
             console.print(line, soft_wrap=True)
@@ -639,12 +671,18 @@ def _elements(array: tensors.Array) -> str:
 def _rules(outcomes: Sequence[engine.Outcome]) -> Iterator[str]:
     """The rule of `accurate`, and what rounding the logits cost, once for each format."""
     first = {o.format: o for o in reversed(outcomes)}
-    units = ", ".join(f"{o.bound.unit_roundoff:.3g} ({name})" for name, o in reversed(first.items()))
+    units = ", ".join(f"{o.bound.unit_roundoff:.3g} ({_named(o)})" for o in reversed(first.values()))
     yield f"\naccurate: {outcomes[0].bound.rule}; u = {units}"
     for name, o in reversed(first.items()):
         if o.input_rounding.changed:
             changed = _counted(o.input_rounding.changed, "logit")
             yield f"{name}: rounding changed {changed}, by at most {o.input_rounding.max_abs:.3g}"
+
+
+def _named(o: engine.Outcome) -> str:
+    """The format, and the one its results are rounded to if that is another."""
+    output = o.arithmetic.output_format
+    return o.format if output == o.format else f"{o.format} to {output}"
 
 
 def _without_truth(problem: engine.Problem) -> Iterator[str]:
@@ -656,16 +694,17 @@ def _without_truth(problem: engine.Problem) -> Iterator[str]:
 
 
 def _became_infinite(problem: engine.Problem, outcomes: Sequence[engine.Outcome]) -> Iterator[str]:
-    """The same for rows that lost their truth when the logits were rounded to a format."""
+    """The same for rows that lost their truth when the logits were rounded to a format, infinite there or NaN."""
     for name in dict.fromkeys(o.format for o in outcomes if math.isinf(o.input_rounding.max_abs)):
         became = rows = 0
         for given in _blocks(problem.logits):
             rounded = engine.round_array(given, engine.FORMATS[name]).astype(np.float64)
-            became += int((np.isfinite(given) & np.isinf(rounded)).sum())
+            became += int((~np.isnan(given) & ~np.isfinite(rounded) & (given != rounded)).sum())
             rows += int((_special(rounded) & ~_special(given)).sum())
         whose = "its row" if became == rows == 1 else _counted(rows, "row")
         lost = f"; the truth of {whose} is {_special_truth(problem)}" if rows else " (-inf, probability 0)"
-        yield f"{name}: {_counted(became, 'finite logit')} became infinite{lost}"
+        noun, what = ("finite logit", "infinite") if engine.FORMATS[name].has_infinity else ("logit", "NaN")
+        yield f"{name}: {_counted(became, noun)} became {what}{lost}"
 
 
 def _blocks(logits: tensors.Array) -> Iterator[tensors.Array]:

@@ -122,6 +122,17 @@ _INCLUDE = "Elements, and rank_inversions, only on request."
 Include = Annotated[list[Literal["values", "truth", "ranks"]], Field(max_length=3, description=_INCLUDE)]
 
 
+_ACCUMULATOR = "The format in which sums are added: terms are rounded to it, the total back. Each format its own if null."
+_EXP = (
+    "numpy: NumPy's; correct: exp and exp2 correctly rounded; exp2: exp(a) as exp2(a log2 e), the product rounded and exp2 "
+    "correctly rounded."
+)
+_SUBNORMALS = "flush: subnormal operands and results of every step become zeros of their sign."
+_FMA = "Whether a * b + c is rounded once, where a variant asks for it."
+_OUTPUT_FORMAT = "The format that results are rounded to at last, and measured in. Each format itself if null."
+_OVERFLOW = "saturate: in the 8-bit formats overflow gives the largest number; else infinity, or NaN in float8_e4m3fn."
+
+
 class ProblemRequest(Strict):
     """An op and its input tensors."""
 
@@ -143,6 +154,12 @@ class EvaluateRequest(ProblemRequest):
     formats: Formats = DEFAULT_FORMATS
     variants: Variants = None
     summation: Annotated[Name, Field(description="See /v1/summations.")] = "numpy"
+    accumulator: Annotated[Name | None, Field(description=_ACCUMULATOR)] = None
+    exp: Annotated[Literal["numpy", "correct", "exp2"], Field(description=_EXP)] = "numpy"
+    subnormals: Annotated[Literal["gradual", "flush"], Field(description=_SUBNORMALS)] = "gradual"
+    fma: Annotated[bool, Field(description=_FMA)] = False
+    output_format: Annotated[Name | None, Field(description=_OUTPUT_FORMAT)] = None
+    overflow: Annotated[Literal["format", "saturate"], Field(description=_OVERFLOW)] = "format"
     include: Include = []
     worst: Annotated[int, Field(ge=0, description="How many of the worst elements are listed, at most the limit max_worst.")] = 8
 
@@ -236,6 +253,14 @@ EVALUATE_ANSWER: dict[str, Any] = {
             "variant": "shifted",
             "format": "float16",
             "summation": "numpy",
+            "arithmetic": {
+                "accumulator": "float16",
+                "exp": "numpy",
+                "subnormals": "gradual",
+                "fma": False,
+                "output_format": "float16",
+                "overflow": "infinity",
+            },
             "status": "accurate",
             "metrics": {
                 "n": 2,
@@ -428,7 +453,7 @@ class Bound(BaseModel):
     """The rule that tells accurate from inaccurate."""
 
     rule: Annotated[str, Field(description="what an accurate element keeps to")]
-    unit_roundoff: Annotated[float, Field(description="u, 2^-precision of the format")]
+    unit_roundoff: Annotated[float, Field(description="u, 2^-precision of the format, or of output_format if that is larger")]
     coefficient: Annotated[SafeFloat | None, Field(description="(n + 4 + 2 (x_max - x_min)) u of the row where it is largest")]
     exceeded: Annotated[int, Field(description="elements beyond the rule")]
 
@@ -440,7 +465,7 @@ class InputRounding(BaseModel):
     """What rounding the logits (not the targets, not grad_output) to the format changed."""
 
     changed: Annotated[int, Field(description="logits that changed")]
-    max_abs: Annotated[SafeFloat, Field(description="largest change of one; infinite where a finite logit became infinite")]
+    max_abs: Annotated[SafeFloat, Field(description="largest change of one; infinite where a logit became infinite or NaN")]
     logit_shift: Annotated[SafeFloat, Field(description=_LOGIT_SHIFT)]
 
 
@@ -477,12 +502,24 @@ _STATUS = (
 _DIGEST = "SHA-256 of the logits as given: dtype name, 0, shape as JSON, 0, little-endian bytes"
 
 
+class Arithmetic(BaseModel):
+    """The axes of an arithmetic as they were, every name told."""
+
+    accumulator: Annotated[str, Field(description="the format in which sums were added")]
+    exp: Literal["numpy", "correct", "exp2"]
+    subnormals: Literal["gradual", "flush"]
+    fma: bool
+    output_format: Annotated[str, Field(description="the format of the result, in which it was measured")]
+    overflow: Annotated[Literal["infinity", "nan", "saturate"], Field(description="what became of what overflowed the format")]
+
+
 class Outcome(BaseModel):
     """One variant in one format, measured against the truth."""
 
     variant: Annotated[str, Field(description="its name without that of the op")]
     format: str
     summation: str
+    arithmetic: Arithmetic
     status: Annotated[Literal["accurate", "inaccurate", "unstable"], Field(description=_STATUS)]
     metrics: Metrics
     worst: Annotated[list[Worst], Field(description="special mismatches first, then by ULP error; exact elements are left out")]

@@ -38,10 +38,13 @@ def evaluate(body: bytes, limits: Limits, announce: Announce) -> bytes:
     _at_most(shown_elements, limits.max_response_elements, "max_response_elements", "elements in the answer", "/include")
     options: dict[str, Any] = {"formats": formats, "variants": variants, "include": tuple(request.include)}
     with engine_errors(unknown):
+        engine.estimate(problem, **options)
+    options |= {"summation": request.summation, "axes": _axes(request)}
+    with engine_errors("/summation", invalid="/overflow"):
         seconds = engine.estimate(problem, **options)
     _admit(seconds, limits, announce, _NO_SERVER)
-    with engine_errors("/summation"):
-        answer = engine.evaluate(problem, **options, summation=request.summation, worst=request.worst, audit=limits.audit_logits)
+    with engine_errors(""):
+        answer = engine.evaluate(problem, **options, worst=request.worst, audit=limits.audit_logits)
     return _written(engine.encode(answer))
 
 
@@ -180,6 +183,16 @@ def _formats(names: Sequence[str]) -> tuple[str, ...]:
         with engine_errors(f"/formats/{index}"):
             found.append(engine.find_format(name).name)
     return tuple(dict.fromkeys(found))
+
+
+def _axes(request: schemas.EvaluateRequest) -> engine.Axes:
+    """What else of the arithmetic is varied."""
+    named = {}
+    for field in ("accumulator", "output_format"):
+        with engine_errors(f"/{field}"):
+            name = getattr(request, field)
+            named[field] = None if name is None else engine.find_format(name).name
+    return engine.Axes(**named, exp=request.exp, subnormals=request.subnormals, fma=request.fma, overflow=request.overflow)
 
 
 def _variants(request: schemas.EvaluateRequest) -> tuple[tuple[str, ...], str]:

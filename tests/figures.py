@@ -15,7 +15,20 @@ from typing import Any
 
 from flint import arb, ctx, fmpq
 
-from tests.judge import FORMATS, INF, Element, Target, enclose, ends, floor_log2, power, round_fraction, rounded, sided
+from tests.judge import (
+    FORMATS,
+    INF,
+    Element,
+    Target,
+    enclose,
+    ends,
+    floor_log2,
+    infinity_ordinal,
+    power,
+    round_fraction,
+    rounded,
+    sided,
+)
 
 NEAR = power(-20000)  # stands for a rest that is smaller still, where only its sign can matter
 MAXIMUM, MEAN, STEP = 40, 20, power(-20)
@@ -101,8 +114,7 @@ class Cell:
 
     @property
     def infinity(self) -> int:
-        precision, emin, emax = FORMATS[self.fmt]
-        return (emax - emin + 2) << (precision - 1)
+        return infinity_ordinal(self.fmt)
 
     @property
     def ordinal(self) -> int:
@@ -132,7 +144,7 @@ class Cell:
 
     @property
     def compared(self) -> bool:
-        return self.special is None and not self.mismatch
+        return self.special is None and not self.mismatch and not math.isnan(self.R)
 
     def signed(self, prec: int, unit: bool = True) -> Element | None:
         """(c - T) / ulp(T), or c - T."""

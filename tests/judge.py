@@ -18,7 +18,15 @@ from fractions import Fraction
 from flint import arb, ctx, fmpq
 
 OPS = ("softmax", "log_softmax", "logsumexp", "cross_entropy", "cross_entropy_grad", "softmax_jacobian", "softmax_vjp")
-FORMATS = {"float16": (11, -14, 15), "bfloat16": (8, -126, 127), "float32": (24, -126, 127), "float64": (53, -1022, 1023)}
+FORMATS = {
+    "float16": (11, -14, 15),
+    "bfloat16": (8, -126, 127),
+    "float32": (24, -126, 127),
+    "float64": (53, -1022, 1023),
+    "float8_e4m3fn": (4, -6, 8),
+    "float8_e5m2": (3, -14, 15),
+}
+NO_INFINITY = ("float8_e4m3fn",)  # its last pattern is NaN, and so is what overflows
 FIRST, CAP = 128, 8192  # bits; enough for all rests above e^-3500, below which the rational part decides
 TINY = Fraction(1, 1 << 3000)  # below the distance of any rational part from any boundary that it does not lie on
 FLOOR = -12000  # log2 of what counts as nothing in the ends of a ball
@@ -33,30 +41,38 @@ NAN, INF = math.nan, math.inf
 
 
 def round_fraction(value: Fraction, fmt: str) -> int:
-    """Ordinal of value rounded to nearest, ties to even: infinity is one after the largest finite number."""
+    """Ordinal of value rounded to nearest, ties to even: infinity, or the NaN in its place, is one after the largest number."""
     precision, emin, emax = FORMATS[fmt]
     if value == 0:
         return 0
     top = max(floor_log2(value), emin)
-    infinity = (emax - emin + 2) << (precision - 1)
+    infinity = infinity_ordinal(fmt)
     steps = infinity if top > emax else round(abs(value) / power(top - precision + 1)) + ((top - emin) << (precision - 1))
     return min(steps, infinity) if value > 0 else -min(steps, infinity)
 
 
+def infinity_ordinal(fmt: str) -> int:
+    """One after that of the largest number."""
+    precision, emin, emax = FORMATS[fmt]
+    return ((emax - emin + 2) << (precision - 1)) - (fmt in NO_INFINITY)
+
+
 def from_ordinal(ordinal: int, fmt: str) -> float:
     """The number of that ordinal; every format embeds in binary64."""
-    precision, emin, emax = FORMATS[fmt]
+    precision, emin, _ = FORMATS[fmt]
     size = abs(ordinal)
-    if size >= (emax - emin + 2) << (precision - 1):
-        return math.copysign(INF, ordinal)
+    if size >= infinity_ordinal(fmt):
+        return NAN if fmt in NO_INFINITY else math.copysign(INF, ordinal)
     binade = max((size >> (precision - 1)) - 1, 0)
     steps = size - (binade << (precision - 1))
     return math.copysign(float(steps * power(emin - precision + 1 + binade)), ordinal)
 
 
 def nearest(value: float, fmt: str) -> float:
-    """A binary64 number rounded to a format; specials stay."""
-    return from_ordinal(round_fraction(Fraction(value), fmt), fmt) if math.isfinite(value) else value
+    """A binary64 number rounded to a format; specials stay, but that an infinity is NaN where there is none."""
+    if math.isfinite(value):
+        return from_ordinal(round_fraction(Fraction(value), fmt), fmt)
+    return NAN if fmt in NO_INFINITY else value
 
 
 def floor_log2(value: Fraction) -> int:
@@ -255,6 +271,8 @@ def rounded(op: str, row: Sequence[float], target: Target, fmt: str, cap: int = 
     if None in found:
         beside = sided(op, row, target)
         found = [_decide_sided(beside[k], fmt) if value is None else value for k, value in enumerate(found)]
+    if fmt in NO_INFINITY:
+        return [NAN if value is not None and abs(value) == infinity_ordinal(fmt) else value for value in found]
     return found
 
 

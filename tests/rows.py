@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from tests.judge import FORMATS, from_ordinal, nearest, round_fraction
+from tests.judge import FORMATS, from_ordinal, infinity_ordinal, nearest, round_fraction
 
 Maker = Callable[[random.Random, str], list[float]]
 
@@ -60,8 +60,7 @@ def ulps(x: float, steps: int, fmt: str) -> float:
 
 def top_ordinal(fmt: str) -> int:
     """Ordinal of the largest finite number."""
-    precision, emin, emax = FORMATS[fmt]
-    return ((emax - emin + 2) << (precision - 1)) - 1
+    return infinity_ordinal(fmt) - 1
 
 
 def largest(fmt: str) -> float:

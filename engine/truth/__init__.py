@@ -65,7 +65,8 @@ FIGURE_BITS = 72
 class Resolved:
     """One row of truth with every rounding decided, element by element in C order.
 
-    ordinals: of RN_F(T), None where T is NaN. tops: floor(log2|T|), None where T is 0, NaN or infinite.
+    ordinals: of RN_F(T), None where that is NaN: where T is, and where T overflows a format without infinity; such an
+    element has no error, and its enclosure here is NaN too. tops: floor(log2|T|), None where T is 0, NaN or infinite.
     """
 
     enclosures: list[Enclosure]
@@ -117,6 +118,11 @@ class Truth:
             known = (bits, self._enclose(index, bits))
             self._finest[index] = known
         return known[1]
+
+    def untrue(self, index: int) -> bool:
+        """Whether the row has no truth: T is NaN in every element, or in none."""
+        first = self.row(index, self.bits)[0]
+        return isinstance(first, float) and first != first
 
     def resolved(self, index: int) -> Resolved:
         """The row with rounding and binade of every element decided, at `self.bits` or more where that took more."""
@@ -227,7 +233,7 @@ class Truth:
 
     def certificate(self) -> Certificate:
         """How it was proven. The bound is null where every element is exact."""
-        exact = all(_is_exact(e) for index in range(self.rows) for e in self.resolved(index).enclosures)
+        exact = all(_is_exact(e) for index in range(self.rows) for e in self.row(index, self.bits))
         return Certificate(None if exact else float(-self.bits), {"T3": self.rows * self.width}, 1.0)
 
     def _resolve(self, index: int) -> Resolved:
@@ -241,7 +247,8 @@ class Truth:
             for i in open_:
                 enclosures[i], found[i] = finer[i], _decide(finer[i], self.fmt)
         decided = [f for f in found if f is not None]
-        return Resolved(enclosures, [ordinal for ordinal, _ in decided], [top for _, top in decided])
+        known = [float("nan") if f[0] is None else e for e, f in zip(enclosures, decided, strict=True)]
+        return Resolved(known, [ordinal for ordinal, _ in decided], [top for _, top in decided])
 
     def _enclose(self, index: int, bits: int, columns: Sequence[int] | None = None) -> list[Enclosure]:
         """A row, or some columns of it."""
@@ -389,12 +396,18 @@ def _is_exact(e: Enclosure) -> bool:
 
 
 def _decide(e: Enclosure, fmt: Format) -> tuple[int | None, int | None] | None:
-    """(ordinal of RN_F(T), floor(log2|T|)) where the enclosure decides both, else None."""
+    """(ordinal of RN_F(T), None if that is NaN; floor(log2|T|)) where the enclosure decides both, else None."""
     if isinstance(e, float):
-        return (None if e != e else formats.infinity(e, fmt)), None
+        return (None if e != e else _number(formats.infinity(e, fmt), fmt)), None
     lo, hi, exp = e
     if lo <= 0 <= hi and lo != hi:
         return None
     if lo == hi:
-        return formats.round_ordinal(lo, exp, fmt), (abs(lo).bit_length() + exp - 1 if lo else None)
-    return formats.round_between(lo, hi, exp, fmt)
+        return _number(formats.round_ordinal(lo, exp, fmt), fmt), (abs(lo).bit_length() + exp - 1 if lo else None)
+    found = formats.round_between(lo, hi, exp, fmt)
+    return found and (_number(found[0], fmt), found[1])
+
+
+def _number(ordinal: int, fmt: Format) -> int | None:
+    """The ordinal of a rounding, None where overflow made it NaN."""
+    return None if formats.is_nan(ordinal, fmt) else ordinal

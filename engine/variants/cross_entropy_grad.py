@@ -35,4 +35,4 @@ def fused(x: Array, y: Array, k: Arithmetic) -> Array:
     p = softmax.shifted(x, k)
     if k.is_index(y):
         return k.sub(p, k.one_hot(y, p))
-    return k.sub(k.mul(k.sum(y), p), y)
+    return k.fma(k.sum(y), p, k.neg(y))

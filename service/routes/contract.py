@@ -26,7 +26,9 @@ def returns(model: type[BaseModel] | None, *statuses: int, example: Any = None) 
     return {200: success, **{status: problem(status) for status in sorted({400, *statuses})}}
 
 
-_FLOAT17 = "unknown format 'float17'; known: float16, bfloat16, float32, float64; did you mean 'float16'?"
+_FLOAT17 = (
+    "unknown format 'float17'; known: float16, bfloat16, float32, float64, float8_e4m3fn, float8_e5m2; did you mean 'float16'?"
+)
 _TOO_LONG = (
     "estimated at 39.6 s, above the limit estimate_seconds = 20; "
     "`softgauge evaluate` computes it without a server and without this limit"

@@ -19,11 +19,11 @@ def faults(variant, *tensors, fmt=F16):
     recorder = Recorder()
     stored = [t if t.dtype.kind == "i" else round_array(t, fmt) for t in map(np.array, tensors)]
     VARIANTS[variant].run(*stored, Arithmetic(fmt, recorder=recorder))
-    return explain(recorder.steps, fmt)
+    return explain(recorder.steps)
 
 
 def sentence(name, kind, operands, result, fmt=F32):
-    (fault,) = explain([Step(name, kind, 1, (0,), operands, result)], fmt)
+    (fault,) = explain([Step(name, kind, 1, (0,), operands, result, fmt.name)])
     return fault.detail
 
 
@@ -125,12 +125,12 @@ def test_sentences(step, said):
 
 def test_equal_steps_are_merged_and_their_elements_added():
     steps = [
-        Step("exp", "overflow", 2, (0, 1), (100.0,), INF),
-        Step("exp", "underflow", 5, (1, 0), (-200.0,), 0.0),
-        Step("exp", "overflow", 3, (4, 4), (200.0,), INF),
-        Step("sum", "overflow", 1, (0,), (1.0, 3e38), INF),
+        Step("exp", "overflow", 2, (0, 1), (100.0,), INF, "float32"),
+        Step("exp", "underflow", 5, (1, 0), (-200.0,), 0.0, "float32"),
+        Step("exp", "overflow", 3, (4, 4), (200.0,), INF, "float32"),
+        Step("sum", "overflow", 1, (0,), (1.0, 3e38), INF, "float32"),
     ]
-    found = explain(steps, F32)
+    found = explain(steps)
     assert [(fault.step, fault.kind, fault.count, fault.first_index) for fault in found] == [
         ("exp", "overflow", 5, (0, 1)),
         ("exp", "underflow", 5, (1, 0)),
@@ -149,3 +149,13 @@ def test_every_fault_of_every_variant_has_a_sentence(variant, fmt):
         assert fault.kind in ("overflow", "underflow", "invalid", "divide_by_zero")
         assert 20 < len(fault.detail) < 200
         assert "nan" not in fault.detail
+
+
+def test_sentences_of_the_axes():
+    flushed = Step("multiply", "underflow", 1, (0,), (1e-4, 0.1), 0.0, "float16")
+    (fault,) = explain([flushed], flushed=True)
+    assert fault.detail == "0.0001 * 0.1 is below the smallest normal float16, 6.103515625e-05, and was flushed to 0"
+    assert sentence("fma", "overflow", (300.0, 300.0, 1.0), INF, F16) == "300 * 300 + 1 exceeds the largest float16, 65504"
+    assert sentence("round", "overflow", (-7e4,), -INF, F16) == "round(-70000) exceeds in magnitude the largest float16, 65504"
+    pole = sentence("divide", "divide_by_zero", (1.0, 0.0), NAN, FORMATS["float8_e4m3fn"])
+    assert pole == "1 / 0 has no finite value (division by zero) and became NaN"

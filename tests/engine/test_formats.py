@@ -15,8 +15,10 @@ from engine.errors import InvalidProblem, UnknownName
 from engine.formats import FORMATS, Format
 from tests import judge
 
+NAN = math.nan
 TOY = Format("toy", precision=2, emin=0, emax=1, dtype=np.dtype(np.uint8), exp_limit=1.0)
-SMALL = ("float16", "bfloat16")
+SMALL = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+EIGHT = ("float8_e4m3fn", "float8_e5m2")
 ALL = tuple(FORMATS)
 
 
@@ -37,9 +39,7 @@ def power(exponent):
 
 
 def value(ordinal, fmt):
-    """The number of that ordinal; infinity stands where the next number would be, as IEEE 754 4.3.1 rounds."""
-    if abs(ordinal) == fmt.infinity_ordinal:
-        return (1 if ordinal > 0 else -1) * power(fmt.emax + 1)
+    """The number of that ordinal; infinity, or NaN, stands where the next number would be, as IEEE 754 4.3.1 rounds."""
     man, exp = formats.exact(ordinal, fmt)
     return man * power(exp)
 
@@ -124,9 +124,13 @@ def test_numbers_in_order_have_consecutive_ordinals_up_to_infinity(name):
     fmt = FORMATS[name]
     span = np.arange(-fmt.infinity_ordinal, fmt.infinity_ordinal + 1)
     numbers = formats.from_ordinals(span, fmt).astype(np.float64)
+    if not fmt.has_infinity:
+        assert np.isnan(numbers[[0, -1]]).all()
+        span, numbers = span[1:-1], numbers[1:-1]
+    else:
+        assert numbers[0] == -math.inf
+        assert numbers[-1] == math.inf
     assert (np.diff(numbers) > 0).all()
-    assert numbers[0] == -math.inf
-    assert numbers[-1] == math.inf
     assert (formats.ordinals(numbers.astype(fmt.dtype), fmt) == span).all()
 
 
@@ -147,8 +151,8 @@ def test_arrays_of_midpoints_round_as_single_values_do(name):
     fmt = FORMATS[name]
     span = np.arange(fmt.infinity_ordinal)
     lower = formats.from_ordinals(span, fmt).astype(np.float64)
-    upper = np.append(lower[1:], 2.0 ** (fmt.emax + 1))
-    middle = (lower + upper) / 2  # exact: 12 and 9 bits
+    upper = np.append(lower[1:], 480.0 if name == "float8_e4m3fn" else 2.0 ** (fmt.emax + 1))
+    middle = (lower + upper) / 2  # exact: 12 bits at most
     for exact, expected in ((middle, span + span % 2), (np.nextafter(middle, 0), span), (np.nextafter(middle, np.inf), span + 1)):
         assert (formats.ordinals(formats.round_array(exact, fmt), fmt) == expected).all()
         assert (formats.ordinals(formats.round_array(-exact, fmt), fmt) == -expected).all()
@@ -192,7 +196,7 @@ def test_an_ordinal_is_the_bit_pattern_with_its_sign_apart(name, bits):
     number = pattern.view(fmt.dtype)
     size = int(pattern[0]) & ((1 << (fmt.bits - 1)) - 1)
     if np.isnan(wide(number)[0]):
-        assert size > fmt.infinity_ordinal
+        assert size > fmt.infinity_ordinal or (size == fmt.infinity_ordinal and not fmt.has_infinity)
         return
     sign = -1 if int(pattern[0]) >> (fmt.bits - 1) else 1
     assert formats.ordinals(number, fmt)[0] == sign * size
@@ -215,12 +219,111 @@ def test_a_value_is_not_rounded_twice_on_its_way_to_bfloat16():
 @pytest.mark.parametrize("name", ALL)
 def test_overflow_begins_at_the_midpoint_above_the_largest_number(name):
     fmt = FORMATS[name]
-    tie = (Fraction(fmt.largest) + power(fmt.emax + 1)) / 2
-    assert nearest(tie, fmt) == fmt.infinity_ordinal
-    assert nearest(-tie, fmt) == -fmt.infinity_ordinal
+    tie = (Fraction(fmt.largest) + value(fmt.infinity_ordinal, fmt)) / 2
+    even = fmt.infinity_ordinal - fmt.infinity_ordinal % 2
+    assert nearest(tie, fmt) == even
+    assert nearest(-tie, fmt) == -even
+    assert nearest(tie + power(-3000), fmt) == fmt.infinity_ordinal
     assert nearest(tie - power(-3000), fmt) == fmt.infinity_ordinal - 1
     assert formats.round_ordinal(1, 10**80, fmt) == fmt.infinity_ordinal
     assert formats.round_ordinal(-1, 10**80, fmt) == -fmt.infinity_ordinal
+
+
+# The 8-bit formats: all 256 patterns of each
+
+
+@pytest.mark.parametrize("name", EIGHT)
+def test_all_256_patterns_round_to_themselves_and_have_the_value_their_bits_spell(name):
+    fmt = FORMATS[name]
+    codes = every_bit_pattern(fmt)
+    assert len(codes) == 256
+    for code, number in enumerate(wide(codes).tolist()):
+        sign, biased, fraction = code >> 7, (code & 127) >> (fmt.precision - 1), code & ((1 << (fmt.precision - 1)) - 1)
+        top = biased == (1 << (8 - fmt.precision)) - 1
+        if name == "float8_e4m3fn" and top and fraction == 7:
+            assert math.isnan(number)
+        elif name == "float8_e5m2" and top:
+            assert math.isnan(number) if fraction else number == (-1) ** sign * math.inf
+        else:
+            whole = fraction + ((biased > 0) << (fmt.precision - 1))
+            assert Fraction(number) == (-1) ** sign * whole * power(max(biased, 1) - 1 + fmt.emin - fmt.precision + 1)
+    again = formats.round_array(codes, fmt)
+    same = (again.view(np.uint8) == codes.view(np.uint8)) | np.isnan(wide(codes))
+    assert same.all()
+    assert (np.isnan(wide(again)) == np.isnan(wide(codes))).all()
+
+
+def among_all(exact, fmt):
+    """Brute force: the nearest of all finite numbers and the one that would come next, ties to the even pattern."""
+    size = min(range(fmt.infinity_ordinal + 1), key=lambda k: (abs(value(k, fmt) - abs(exact)), k % 2))
+    return size if exact > 0 else -size
+
+
+@pytest.mark.parametrize("name", EIGHT)
+def test_every_midpoint_of_the_8_bit_formats_and_its_neighbourhood_round_as_brute_force_says(name):
+    fmt = FORMATS[name]
+    for k in range(fmt.infinity_ordinal):
+        middle = (value(k, fmt) + value(k + 1, fmt)) / 2
+        for exact in (value(k, fmt), middle, middle - power(-200), middle + power(-200), middle * 3 / 4, middle * 5 / 3):
+            for signed in (exact, -exact):
+                if signed:
+                    assert nearest(signed, fmt) == among_all(signed, fmt), signed
+
+
+@pytest.mark.parametrize(
+    ("value", "default", "saturating"),
+    [(464, 448, 448), (464.0000001, NAN, 448), (465, NAN, 448), (-1e9, NAN, -448), (math.inf, NAN, 448), (448, 448, 448)],
+)
+def test_e4m3fn_overflows_to_nan_beyond_464_unless_it_saturates(value, default, saturating):
+    fmt = FORMATS["float8_e4m3fn"]
+    for row, expected in ((fmt, default), (formats.saturated(fmt), saturating)):
+        rounded = float(formats.round_array(np.array([value]), row)[0])
+        assert rounded == expected or (math.isnan(rounded) and math.isnan(expected))
+        if math.isfinite(value):
+            ordinal = formats.round_ordinal(*scaled(value), row)
+            assert formats.is_nan(ordinal, row) == math.isnan(expected)
+            stored = float(formats.from_ordinals(np.array([ordinal]), row).astype(np.float64)[0])
+            assert stored == expected or math.isnan(expected)
+    assert math.isnan(float(formats.round_array(np.array([NAN]), formats.saturated(fmt))[0]))
+
+
+def scaled(value):
+    num, den = float(value).as_integer_ratio()
+    return num, 1 - den.bit_length()
+
+
+def test_saturation_keeps_e5m2_below_its_infinity():
+    fmt = formats.saturated(FORMATS["float8_e5m2"])
+    assert formats.round_array(np.array([1e6, -math.inf, 61440.0]), fmt).astype(np.float64).tolist() == [57344, -57344, 57344]
+    assert formats.infinity(-1.0, fmt) == 1 - fmt.infinity_ordinal
+    assert (fmt.overflow, FORMATS["float8_e5m2"].overflow, FORMATS["float8_e4m3fn"].overflow) == ("saturate", "infinity", "nan")
+
+
+def test_saturation_decides_between_two_ends_too():
+    fmt = formats.saturated(FORMATS["float8_e4m3fn"])
+    for low in (460, 500, 513, 1 << 40):
+        ordinal, top = formats.round_between(low << 70, (low << 70) + 1, -70, fmt)
+        assert (ordinal, top) == (fmt.infinity_ordinal - 1, low.bit_length() - 1)
+
+
+@pytest.mark.parametrize("name", ["float16", "float64"])
+def test_wider_formats_do_not_saturate(name):
+    with pytest.raises(InvalidProblem, match=f"{name} does not saturate: overflow can saturate in float8_e4m3fn and float8_"):
+        formats.saturated(FORMATS[name])
+
+
+@pytest.mark.parametrize("name", EIGHT)
+def test_a_cast_through_float32_rounds_twice_and_round_array_does_not(name):
+    # beside each midpoint, by less than float32 sees: the cast of ml_dtypes goes to the even side, the right number is the near one
+    fmt = FORMATS[name]
+    span = np.arange(1, fmt.infinity_ordinal - 1)
+    lower, upper = (formats.from_ordinals(span + step, fmt).astype(np.float64) for step in (0, 1))
+    middle = (lower + upper) / 2
+    for beside, expected in ((middle * (1 - 2.0**-40), span), (middle * (1 + 2.0**-40), span + 1)):
+        assert (formats.ordinals(formats.round_array(beside, fmt), fmt) == expected).all()
+        twice = formats.ordinals(beside.astype(np.float32).astype(fmt.dtype), fmt)
+        assert (twice == span + span % 2).all()
+        assert (formats.ordinals(beside.astype(fmt.dtype), fmt) == twice).all()
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -250,7 +353,11 @@ def test_specials_and_the_sign_of_zero_survive_rounding_of_arrays():
     for fmt in FORMATS.values():
         rounded = formats.round_array(given_values, fmt).astype(np.float64)
         assert np.isnan(rounded[0])
-        assert rounded[1:5].tolist() == [math.inf, -math.inf, 0.0, 0.0]
+        assert rounded[3:5].tolist() == [0.0, 0.0]
+        if fmt.has_infinity:
+            assert rounded[1:3].tolist() == [math.inf, -math.inf]
+        else:
+            assert np.isnan(rounded[1:3]).all()
         assert np.signbit(rounded).tolist()[1:] == [False, True, True, False, True]
     assert given_values.tobytes() == before
 
@@ -311,15 +418,15 @@ def test_a_format_is_found_by_its_name_and_its_aliases_in_any_case():
             assert formats.find(alias) is formats.find(alias.upper()) is fmt
 
 
-@pytest.mark.parametrize("name", ["fp8", "e4m3", "FP8", "float8"])
+@pytest.mark.parametrize("name", ["fp8", "e4m3", "FP8", "float8", "fp8_e4m3"])
 def test_an_ambiguous_name_is_refused_with_what_exists(name):
-    with pytest.raises(UnknownName, match="is ambiguous, and no 8-bit format is supported yet; known: float16"):
+    with pytest.raises(UnknownName, match="is ambiguous; known 8-bit formats: float8_e4m3fn, float8_e5m2"):
         formats.find(name)
 
 
 def test_an_unknown_format_is_refused_with_what_exists_and_what_was_perhaps_meant():
     with pytest.raises(
-        UnknownName, match=r"unknown format 'float17'; known: float16, bfloat16, float32, float64; did you mean 'float16'\?"
+        UnknownName, match=r"unknown format 'float17'; known: float16, bfloat16, .*, float8_e5m2; did you mean 'float16'\?"
     ):
         formats.find("float17")
 

@@ -10,7 +10,7 @@ import pytest
 
 from engine.errors import InvalidProblem
 from engine.figures import bin_edge, significant
-from engine.formats import FORMATS
+from engine.formats import FORMATS, saturated
 from engine.measurement import Measurement
 from engine.metrics import measure, worst
 from engine.model import Metrics, Problem
@@ -414,6 +414,34 @@ def test_an_output_of_another_shape_or_dtype_is_refused(output):
         Measurement(output, truth)
 
 
+# A format without infinity
+
+
+def test_where_a_truth_overflows_a_format_without_infinity_nan_is_right_and_has_no_error():
+    logits, output = [448.0, -448.0, 0.0], [0.0, NAN, -448.0]
+    m = metrics("log_softmax", "float8_e4m3fn", logits, output)
+    assert (m.n, m.compared, m.correctly_rounded) == (3, 2, 3)
+    assert (m.nan_count, m.nan_unexpected, m.nan_missing, m.special_mismatch, m.inf_count) == (1, 0, 0, 0, 0)
+    assert (m.kl, m.max_ulp_ordinal) == (None, 0)
+
+
+def test_a_number_where_the_format_has_only_nan_is_a_mismatch_and_is_shown_with_the_truth():
+    m = measured("log_softmax", "float8_e4m3fn", [448.0, -448.0], [0.0, -448.0])
+    found = measure(m)
+    assert (found.compared, found.special_mismatch, found.nan_missing, found.argmax_preserved) == (1, 1, 1, 1)
+    assert found.kl.worst > 0
+    (shown,) = worst(m, 1)
+    assert (shown.index, shown.got, shown.expected, shown.ulp) == ((1,), -448.0, "-8.9600000000000000e+2", None)
+
+
+def test_a_saturated_result_is_correctly_rounded_and_as_far_from_the_truth_as_it_is():
+    fmt = saturated(FORMATS["float8_e4m3fn"])
+    problem = Problem("log_softmax", np.array([448.0, -52.0]).astype(fmt.dtype))
+    m = measure(Measurement(np.array([0.0, -448.0]).astype(fmt.dtype), Truth(problem, fmt)))
+    assert (m.compared, m.correctly_rounded, m.special_mismatch, m.overflow_count) == (2, 2, 0, 0)
+    assert m.max_ulp == 1.625  # (500 - 448) / 32
+
+
 # Against the second implementation
 
 
@@ -421,7 +449,7 @@ def _nudged(c, rng, fmt):
     """An output near the right one, or far from it."""
     kind = rng.random()
     if kind < 0.06:
-        return rng.choice((NAN, INF, -INF))
+        return judge.nearest(rng.choice((NAN, INF, -INF)), fmt)
     if kind < 0.16:
         return rng.choice((0.0, -c, 1.0))
     if kind < 0.4 or not math.isfinite(c):

@@ -31,7 +31,7 @@ TASKS = (
     "softmax_vjp",
 )
 every_task = pytest.mark.parametrize("task", TASKS)
-every_format = pytest.mark.parametrize("fmt", list(FORMATS))
+every_format = pytest.mark.parametrize("fmt", [name for name, row in FORMATS.items() if row.has_infinity])
 
 
 def described(judged_metrics, worst, bound, status, absorbed):
@@ -343,7 +343,7 @@ def test_figures_of_adversarial_rows(task, fmt):
     compare(task, FORMATS[fmt], kinds, seed, lambda k, count: [(3 * k + seed) % count])
 
 
-@every_format
+@pytest.mark.parametrize("fmt", ["float16", "bfloat16", "float32", "float64"])
 def test_an_error_of_exactly_the_bound_is_inside(fmt):
     """A softmax of one logit is 1, its bound (1 + 4 + 0) u: 5 numbers of the format below 1. A masked gradient is -y, here -3/2,
     its bound (3 + 4 + 2 + 3) u: 6 numbers."""

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import engine
+from engine import formats
 from engine.errors import InvalidProblem
 from engine.formats import FORMATS
 from engine.model import Problem
@@ -343,12 +344,42 @@ def test_wide_float32_rows_have_a_quarter_of_their_log_softmax_beside_midpoints(
     assert rounded("log_softmax", "float32", logits) == expected
 
 
+# Overflow by the format's own rule
+
+
+def test_a_truth_beyond_a_format_without_infinity_rounds_to_nan_and_is_known_all_the_same():
+    truth = truth_of("log_softmax", "float8_e4m3fn", [448.0, -448.0, -16.0])
+    assert truth.resolved(0).ordinals == [0, None, None]  # 0 (or just below), -896, and -464 with a rest below it
+    assert truth.resolved(0).tops[1:] == [9, 8]
+    assert [math.isnan(x) for x in truth.rounded().astype(float)] == [False, True, True]
+    assert [isinstance(e, float) for e in truth.row(0, truth.bits)] == [False] * 3
+    assert not truth.untrue(0)
+    assert truth.certificate().relative_bound_log2 == -truth.bits
+
+
+def test_the_same_truth_saturates_where_the_format_does():
+    problem = Problem("log_softmax", np.array([448.0, -448.0, -16.0, -INF]).astype(np.float32))
+    truth = Truth(problem, formats.saturated(FORMATS["float8_e4m3fn"]))
+    assert truth.rounded().astype(float).tolist() == [0.0, -448.0, -448.0, -448.0]
+
+
+def test_an_infinite_truth_is_nan_in_a_format_without_infinity():
+    truth = Truth(Problem("log_softmax", np.array([0.0, -INF])), FORMATS["float8_e4m3fn"])
+    assert [math.isnan(x) for x in truth.rounded().astype(float)] == [False, True]
+
+
+@pytest.mark.parametrize("row", [[NAN, 0.0], [INF, 0.0], [-INF, -INF]])
+def test_a_row_without_truth_is_told(row):
+    assert Truth(Problem("softmax", np.array(row)), FORMATS["float32"]).untrue(0)
+
+
 # The binade of the truth, not of its rounding
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize("gap", [9.0, 20.0, 40.0, 1000.0, 60000.0])
 def test_one_minus_something_tiny_lies_in_the_binade_below_one(fmt, gap):
+    gap = min(gap, FORMATS[fmt].largest)
     top, low = truth_of("softmax", fmt, [0.0, -judge.nearest(gap, fmt)]).resolved(0).tops
     assert top == -1
     assert low == math.floor(-judge.nearest(gap, fmt) / math.log(2))

@@ -13,6 +13,7 @@ import engine
 from engine import InvalidProblem, Problem, UnknownName, evaluate
 from engine.bounds import ABSOLUTE, RELATIVE
 from engine.formats import FORMATS
+from engine.model import Axes
 from engine.ops import OPS
 from engine.variants import VARIANTS
 
@@ -47,7 +48,7 @@ def test_naive_softmax_of_1000_is_nan_because_exp_overflowed_at_element_0(fmt):
     assert first.detail.startswith(f"exp(1000) exceeds the largest {fmt}, ")
 
 
-@pytest.mark.parametrize("fmt", list(FORMATS))
+@pytest.mark.parametrize("fmt", [name for name, row in FORMATS.items() if row.largest > 1000])
 def test_shifted_softmax_of_1000_is_right_to_an_ulp(fmt):
     shifted = outcome("softmax", [1000, 1001, 1002], fmt, "shifted")
     assert shifted.status == "accurate"
@@ -204,6 +205,122 @@ def test_logits_are_rounded_once():
     assert {w.logit for w in found.worst} == {1.0078125, 0.0}
 
 
+# The axes
+
+
+@pytest.mark.parametrize("key", list(VARIANTS))
+def test_plain_axes_are_what_is_left_out(key):
+    op, name = key.split("/")
+    problem = problem_of(op, [[0.5, -1.25, 2.0], [30.0, 8.0, -90.0]])
+    formats = ["float16", "float64", "float8_e5m2"]
+    plain, said = (
+        evaluate(problem, formats, [name], include=("values",), **more)
+        for more in ({}, {"axes": Axes(None, "numpy", "gradual", False, None, "format")})
+    )
+    assert engine.encode(plain) == engine.encode(said)
+    assert [o.arithmetic for o in plain.outcomes] == [Axes(fmt, "numpy", "gradual", False, fmt, "infinity") for fmt in formats]
+
+
+@pytest.mark.parametrize("fmt", list(FORMATS))
+@pytest.mark.parametrize("key", list(VARIANTS))
+def test_every_variant_runs_on_every_axis(key, fmt):
+    op, name = key.split("/")
+    rows = [[0.5, -1.25, 2.0], [400.0, 401.0, -402.0], [-INF, 1.0, 2.0], [NAN, 0.0, 1.0], [-20.0, -15.0, -30.0]]
+    for summation, axes in (
+        ("kahan", Axes("float32", "correct", "flush", True, "bfloat16")),
+        ("warp", Axes("bfloat16", "exp2", "gradual", True, "float8_e4m3fn", "saturate")),
+        ("exact", Axes(output_format="float64", subnormals="flush")),
+    ):
+        found = outcome(op, rows, fmt, name, summation=summation, include=("values", "truth"), axes=axes)
+        assert found.values.dtype == found.truth.dtype == FORMATS[axes.output_format].dtype
+        assert (found.format, found.summation) == (fmt, summation)
+        assert found.arithmetic.output_format == axes.output_format
+        assert engine.encode(found)["arithmetic"]["exp"] == axes.exp
+        for fault in found.faults:
+            assert 20 < len(fault.detail) < 200
+
+
+def test_float16_in_and_out_with_float32_between_rounds_once():
+    # float16 logits computed in float32 and rounded at the end: what kernels with a float32 accumulator do
+    x = np.random.default_rng(4).normal(0, 3, (20, 30)).astype(np.float16)
+    inside = outcome("softmax", Problem("softmax", x), "float32", "shifted", axes=Axes(output_format="float16"))
+    assert inside.status == "accurate"
+    assert inside.metrics.max_ulp < 0.51
+    assert inside.bound.unit_roundoff == 2.0**-11
+    assert outcome("softmax", Problem("softmax", x), "float16", "shifted").metrics.max_ulp > 1
+
+
+def test_a_wider_output_is_judged_by_the_arithmetics_own_format_on_both_paths():
+    for rows in (2, 200):  # the fast tiers would judge by the output's
+        x = np.random.default_rng(4).normal(0, 1, (rows, 30))
+        found = outcome("softmax", x, "float16", "shifted", axes=Axes(output_format="float64"))
+        assert found.status == "accurate"
+        assert found.bound.unit_roundoff == 2.0**-11
+        assert found.metrics.max_ulp > 1e6
+
+
+def test_an_accumulator_saves_what_a_sum_in_the_format_loses():
+    zeros = np.zeros(4096)
+    for axes, status in ((Axes(), "unstable"), (Axes(accumulator="float32"), "accurate")):
+        found = outcome("softmax", zeros, "float16", "shifted", summation="sequential", axes=axes)
+        assert found.status == status
+
+
+def test_flushed_probabilities_are_said_to_be_flushed():
+    found = outcome("softmax", [0.0, -10.5], "float16", "shifted", axes=Axes(subnormals="flush"), include=("values",))
+    assert found.values.tolist() == [1, 0]
+    assert found.faults[0].detail == ("exp(-10.5) is below the smallest normal float16, 6.103515625e-05, and was flushed to 0")
+
+
+def test_a_truth_that_overflows_e4m3fn_is_nan_and_saturates_where_asked():
+    logits = [200.0, -400.0]
+    plain, held = (
+        outcome("log_softmax", logits, "float8_e4m3fn", "shifted", include=("truth",), axes=Axes(overflow=overflow))
+        for overflow in ("format", "saturate")
+    )
+    assert np.isnan(plain.truth.astype(float)).tolist() == [False, True]
+    assert held.truth.astype(float).tolist() == [0, -448]
+    assert (plain.arithmetic.overflow, held.arithmetic.overflow) == ("nan", "saturate")
+    assert (plain.metrics.special_mismatch, plain.metrics.correctly_rounded, plain.metrics.compared) == (1, 1, 0)  # all NaN
+    assert (held.metrics.special_mismatch, held.metrics.correctly_rounded, held.metrics.compared) == (0, 2, 2)
+    assert (plain.faults[0].step, plain.faults[0].kind) == ("subtract", "overflow")
+
+
+def test_logits_that_no_e4m3fn_holds_become_nan_or_saturate():
+    given = [1000.0, 0.0]
+    plain, held = (
+        outcome("softmax", given, "float8_e4m3fn", "shifted", axes=Axes(overflow=overflow)) for overflow in ("format", "saturate")
+    )
+    assert plain.input_rounding.max_abs == plain.input_rounding.logit_shift == INF
+    assert plain.metrics.compared == 0
+    assert (held.input_rounding.max_abs, held.status) == (552.0, "accurate")
+
+
+@pytest.mark.parametrize("fmt", ["float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("op", ["softmax", "log_softmax", "cross_entropy"])
+def test_many_8_bit_rows_are_measured_as_one_by_one(op, fmt, monkeypatch):
+    x = np.random.default_rng(9).normal(0, 60, (100, 8))
+    whole = evaluate(problem_of(op, x), [fmt])
+    monkeypatch.setattr(engine.verify, "FAST_FROM", 10**9)
+    alone = evaluate(problem_of(op, x), [fmt])
+    for a, b in zip(whole.outcomes, alone.outcomes, strict=True):
+        assert repr((a.metrics, a.worst, a.status)) == repr((b.metrics, b.worst, b.status))
+        assert ("T0" in a.certificate.tiers) == (fmt == "float8_e5m2" or op == "softmax")
+
+
+def test_the_estimate_knows_what_the_fast_tiers_do_not_take():
+    x = np.zeros((100, 100))
+    assert engine.estimate(problem_of("log_softmax", x), ["float8_e4m3fn"]) > engine.estimate(
+        problem_of("log_softmax", x), ["float16"]
+    )
+    assert engine.estimate(problem_of("softmax", x), ["float8_e4m3fn"]) < 1
+    wider = engine.estimate(problem_of("softmax", x), ["float16"], axes=Axes(output_format="float32"))
+    assert wider > engine.estimate(problem_of("softmax", x), ["float16"])
+    for summation, axes in (("sequential", Axes()), ("sequential", Axes(subnormals="flush")), ("numpy", Axes(exp="correct"))):
+        more = engine.estimate(problem_of("softmax", x), ["float64"], summation=summation, axes=axes)
+        assert more > engine.estimate(problem_of("softmax", x), ["float64"])
+
+
 # Refusals
 
 
@@ -251,8 +368,11 @@ def test_what_is_no_problem_is_refused_with_the_rule(problem, message):
         ({"formats": ["fp8"]}, UnknownName, "ambiguous"),
         ({"variants": []}, InvalidProblem, "variants is empty"),
         ({"variants": ["fused"]}, UnknownName, "unknown variant 'fused' of softmax; known: naive, shifted"),
-        ({"summation": "kahan"}, UnknownName, "unknown summation 'kahan'"),
+        ({"summation": "kahn"}, UnknownName, "unknown summation 'kahn'"),
         ({"include": ["everything"]}, UnknownName, "unknown include 'everything'"),
+        ({"axes": Axes(exp="libm")}, UnknownName, "unknown exp 'libm'; known: numpy, correct, exp2"),
+        ({"axes": Axes(accumulator="f8")}, UnknownName, "format 'f8' is ambiguous"),
+        ({"axes": Axes(overflow="saturate")}, InvalidProblem, "float16 does not saturate"),
         ({"worst": 33}, InvalidProblem, "worst is 33; it must be 0 to 32"),
     ],
 )

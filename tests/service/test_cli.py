@@ -566,6 +566,42 @@ def test_a_safetensors_file(tmp_path, dtype):
     refused("--logits", "1", "--grad-output", path, op="softmax_vjp", saying="choose one with --grad-output-key")
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("F8_E4M3", ml_dtypes.float8_e4m3fn), ("F8_E5M2", ml_dtypes.float8_e5m2)])
+def test_a_safetensors_file_of_8_bits(tmp_path, name, dtype):
+    stored = np.array([[1.5, -2.0], [0.25, 3.0]]).astype(dtype)
+    header = {"x": {"dtype": name, "shape": [2, 2], "data_offsets": [0, 4]}}
+    (tmp_path / "x.safetensors").write_bytes(_safetensors(header, stored.tobytes()))
+    assert answer("--logits", tmp_path / "x.safetensors")["logits_digest"] == engine.digest(stored)
+    done = measure("--logits", tmp_path / "x.safetensors", "--output", tmp_path / "x.safetensors")
+    assert f"2 x 2 {np.dtype(dtype).name} logits" in done.stdout
+
+
+def test_the_axes_are_named_in_the_table_and_in_the_answer():
+    options = ("--accumulator", "fp32", "--exp", "exp2", "--subnormals", "flush", "--fma", "--output-format", "f8_e5m2")
+    done = evaluate("--logits", "1,2", "--format", "float16", *options, "--overflow", "saturate")
+    told = "float32 accumulator, exp in the exp2 domain, subnormals flushed, fma, float8_e5m2 output, saturating"
+    assert f"softmax: 1 x 2 logits, numpy summation, {told}\n" in done.stdout
+    assert done.stdout.endswith("u = 0.125 (float16 to float8_e5m2)\n")
+    correct = evaluate("--logits", "1,2", "--exp", "correct", "--accumulator", "float64")
+    assert "numpy summation, float64 accumulator, correctly rounded exp\n" in correct.stdout
+    axes = answer("--logits", "1,2", "--format", "float16", *options)["outcomes"][0]["arithmetic"]
+    assert axes == {
+        "accumulator": "float32",
+        "exp": "exp2",
+        "subnormals": "flush",
+        "fma": True,
+        "output_format": "float8_e5m2",
+        "overflow": "infinity",
+    }
+    refused("--logits", "1", "--exp", "libm", saying="unknown exp 'libm'; known: numpy, correct, exp2")
+    refused("--logits", "1", "--overflow", "saturate", saying="float16 does not saturate")
+
+
+def test_logits_that_e4m3fn_does_not_hold_are_said_to_be_nan():
+    done = evaluate("--logits", "1,1000;2,-inf;3,4", "--format", "float8_e4m3fn")
+    assert "float8_e4m3fn: 2 logits became NaN; the truth of 2 rows is NaN" in done.stdout
+
+
 def test_a_json_file_is_a_list_or_a_tensor(tmp_path):
     (tmp_path / "list.json").write_text('[[1.5, "-Infinity"], [0.25, "0x1p2"]]')
     (tmp_path / "tensor.JSON").write_text('{"dtype": "bf16", "shape": [2], "encoding": "bits", "data": [16256, 49024]}')
@@ -604,7 +640,7 @@ BROKEN = {
     "object.npy": (_npy(descr="'|O'", body=b"cos\nsystem\n(S'true'\ntR."), "dtype object"),
     "structured.npy": (_npy(descr="[('a', '<f8')]"), "dtype [('a', '<f8')]"),
     "complex.npy": (_npy(descr="'<c16'", shape="(1,)"), "dtype complex128"),
-    "bfloat16.npy": (_npy(descr="'<V2'", shape="(8,)"), "bfloat16: .safetensors"),
+    "bfloat16.npy": (_npy(descr="'<V2'", shape="(8,)"), "bfloat16, 8 bits: .safetensors"),
     "long_double.npy": (_npy(descr="'<f16'", shape="(1,)"), "dtype"),
     "integers.npy": (_npy(descr="'<i8'"), "dtype int64; known for logits: float16"),
     "rank_five.npy": (_npy(shape="(1, 1, 1, 1, 2)"), "rank 5"),
@@ -617,7 +653,7 @@ BROKEN = {
     "no_json.safetensors": (struct.pack("<Q", 4) + b"oops", "header"),
     "hole.safetensors": (_safetensors({"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, b"\0" * 8), ""),
     "vast.safetensors": (_safetensors({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 8]}}, b"\0" * 8), ""),
-    "fp8.safetensors": (_safetensors({"x": {"dtype": "F8_E5M2", "shape": [1], "data_offsets": [0, 1]}}, b"\0"), "x is F8_E5M2"),
+    "fp8.safetensors": (_safetensors({"x": {"dtype": "F8_E8M0", "shape": [1], "data_offsets": [0, 1]}}, b"\0"), "x is F8_E8M0"),
     "empty.json": (b"", "not JSON"),
     "binary.json": (b"\xff\xfe", "utf-8"),
     "nan.json": (b"[NaN]", "not a finite number"),

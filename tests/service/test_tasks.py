@@ -110,7 +110,9 @@ def test_a_bare_non_finite_number_is_refused_everywhere(number, field):
     [
         ({"op": "softmin"}, "/op"),
         ({"formats": ["float16", "fp8"]}, "/formats/1"),
-        ({"formats": ["float8_e4m3fn"]}, "/formats/0"),
+        ({"formats": ["float8_e4m3"]}, "/formats/0"),
+        ({"accumulator": "float17"}, "/accumulator"),
+        ({"output_format": "fp8"}, "/output_format"),
         ({"variants": ["naiv"]}, "/variants/0"),
         ({"variants": ["log_softmax/naive"]}, "/variants/0"),
         ({"variants": ["shifted", "naive", "naiv"]}, "/variants/2"),
@@ -128,6 +130,28 @@ def test_a_near_miss_is_asked_about():
     refused({**GOOD, "op": "sofmax"}, "unknown-name", "did you mean 'softmax'")
     refused({**GOOD, "formats": ["float23"]}, "unknown-name", "did you mean 'float32'")
     refused({**GOOD, "summation": "numpi"}, "unknown-name", "did you mean 'numpy'")
+
+
+def test_axes_go_into_the_answer_with_every_name_told():
+    axes = {"accumulator": "fp32", "exp": "correct", "subnormals": "flush", "fma": True, "output_format": "bf16"}
+    (outcome,) = run("evaluate", {**GOOD, "formats": ["float8_e4m3fn"], "variants": ["shifted"], **axes, "overflow": "saturate"})[
+        "outcomes"
+    ]
+    named = {**axes, "accumulator": "float32", "output_format": "bfloat16", "overflow": "saturate"}
+    assert outcome["arithmetic"] == named
+    (outcome,) = run("evaluate", {**GOOD, "formats": ["float8_e4m3fn"], "variants": ["shifted"]})["outcomes"]
+    assert outcome["arithmetic"]["overflow"] == "nan"
+
+
+@pytest.mark.parametrize("field", ["exp", "subnormals", "overflow", "fma"])
+def test_an_axis_has_the_values_of_the_schema(field):
+    problem = refused({**GOOD, field: "other"}, "invalid", field)
+    assert problem.errors[0].pointer == f"/{field}"
+
+
+def test_saturation_without_a_format_that_has_it_is_the_fault_of_that_field():
+    problem = refused({**GOOD, "formats": ["float16"], "overflow": "saturate"}, "invalid", "float16 does not saturate")
+    assert problem.errors[0].pointer == "/overflow"
 
 
 def test_what_is_asked_for_twice_is_done_once():
