@@ -267,9 +267,9 @@ class Survey:
         flat = np.array(indices)
         row, column = flat // width, flat % width
         keys = [self._kinds(row), self.truth.raw_logits[row, column], formats.ordinals(self._flat[row, column], self.fmt)]
-        companion = self.truth.companion(row)
+        companion = self.truth.companion(slice(None))
         if companion is not None:
-            keys.append(companion[np.arange(row.size), column] if companion.ndim == 2 else companion == column)
+            keys.append(companion[row, column] if companion.ndim == 2 else companion[row] == column)
         table = np.array([_bits(key) for key in keys])
         _, group = np.unique(table, axis=1, return_inverse=True)
         order = np.lexsort((flat, group.reshape(-1)))

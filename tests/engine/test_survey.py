@@ -13,7 +13,7 @@ from engine.arithmetic import Arithmetic, Recorder
 from engine.errors import Undecided
 from engine.formats import FORMATS, from_ordinals, ordinals, round_array, widen
 from engine.survey import Survey
-from engine.truth import Truth, fast
+from engine.truth import Truth, enclosures, fast
 from engine.variants import of_op
 from tests import rows
 
@@ -396,6 +396,45 @@ def test_figures_do_not_depend_on_how_a_row_is_cut(task, fmt, monkeypatch):
         }
         seed = seed_of(task, fmt)
         compare(task, FORMATS[fmt], kinds, seed, lambda k, count, seed=seed: [(7 * k + seed) % count])
+
+
+def test_the_argmax_of_a_long_row_is_sought_with_the_doubts_of_all_its_parts(monkeypatch):
+    """The truths are what rounding left of p in the targets: which is largest, in whichever part, T0 cannot tell."""
+    monkeypatch.setattr(fast, "CHUNK", 64)
+    monkeypatch.setattr(screen, "CHUNK", 64)
+    for seed in range(12):
+        x = np.random.default_rng(seed).standard_normal((1, 520))
+        truth = Truth(Problem("cross_entropy_grad", x, _softmax(x)), FORMATS["float32"])
+        right = truth.rounded()
+        for top in np.argsort(right[0])[-3:]:
+            output = np.zeros_like(right)
+            output[0, top] = 1.0
+            taken = assert_same(output, truth, f"{seed} {top}")
+            assert taken.metrics().argmax_preserved == (top == right.argmax())
+
+
+@every_format
+@every_task
+def test_no_enclosure_is_wider_than_the_certificate_says(task, fmt):
+    """Nor is the certificate much wider than the widest of them, where one bound holds for all elements."""
+    form, rng = FORMATS[fmt], np.random.default_rng(2)
+    problem = problem_of(task, fitting(task, round_array(rng.standard_normal((20, 30)), form)), form, rng, 0)
+    truth = Truth(problem, form)
+    taken = Survey(truth.rounded(), truth)
+    taken.metrics()
+    bound, tiers = taken.certificate().relative_bound_log2, taken.certificate().tiers
+    tier = fast.TIERS[taken.level]
+    if set(tiers) != {tier.name}:
+        return
+    assert bound is not None
+    widths = [
+        math.log2((hi - lo) / 2 / min(abs(lo), abs(hi)))
+        for _, (lo, hi, _) in enclosures(truth, tier, range(truth.rows * truth.width))
+        if lo > 0 or hi < 0
+    ]
+    assert max(widths) <= bound + 0.01
+    if not task.endswith(("weights", "vjp", "logsumexp")):
+        assert bound <= max(widths) + 0.01
 
 
 # ---- exact, tied and cancelling truths -------------------------------------------------------------------------------
