@@ -97,11 +97,10 @@ class Candidates:
         if not self.index:
             return np.empty(0, np.int64), np.empty(0), np.empty(0)
         index, value, radius = (np.concatenate(rows) for rows in (self.index, self.value, self.radius))
-        if index.size >= self.keep:
-            with np.errstate(invalid="ignore"):
-                lower = np.partition(value - radius, -self.keep)[-self.keep]
-            self._raise(float(lower))
-        kept = value + radius >= self.least
+        with np.errstate(over="ignore", invalid="ignore"):
+            if index.size >= self.keep:
+                self._raise(float(np.partition(value - radius, -self.keep)[-self.keep]))
+            kept = value + radius >= self.least
         order = np.argsort(index[kept], kind="stable")
         return index[kept][order], value[kept][order], radius[kept][order]
 
@@ -113,7 +112,8 @@ class Candidates:
         chosen = known[np.lexsort((index[known], -told[known]))[: self.keep]]
         rest = np.flatnonzero(np.isnan(told))
         if chosen.size == self.keep:
-            rest = rest[(value[rest] + radius[rest]) * (1 + 2.0 ** (1 - bits)) >= told[chosen[-1]]]
+            with np.errstate(over="ignore"):
+                rest = rest[(value[rest] + radius[rest]) * (1 + 2.0 ** (1 - bits)) >= told[chosen[-1]]]
         kept = np.concatenate([chosen, rest])
         self.index, self.value, self.radius = [index[kept]], [value[kept]], [radius[kept]]
         return index[rest]

@@ -469,6 +469,46 @@ def test_figures_where_elements_are_open_or_tie_in_their_thousands(task, fmt, ki
             assert taken.certificate().tiers.get("T3", 0) <= 4
 
 
+@pytest.mark.parametrize("fmt", ["float16", "float32"])
+def test_rows_that_the_first_tier_leaves_open_are_decided_by_the_next(fmt):
+    """Subnormal probabilities within 2^-5 ulp of a midpoint: whether they are normal, and so count, is open."""
+    rng, form = np.random.default_rng(4), FORMATS[fmt]
+    x = round_array(np.where(np.arange(20) < 18, rng.uniform(-10.5, -8.5, (60, 20)) * (1 if fmt == "float16" else 9.1), 0.0), form)
+    truth = Truth(Problem("softmax", x), form)
+    for output in (truth.rounded(), OUTPUTS["some zeros"](rng, truth.rounded(), form)):
+        taken = assert_same(output, truth, fmt, ambiguity=2.0**-5)
+        work = next(taken._works(0))
+        with np.errstate(all="ignore"):
+            assert screen._Screen(work).run().open_rows
+        assert not screen.screen(work).open_rows
+
+
+def test_row_sums_of_the_finer_tiers_do_not_depend_on_the_order():
+    """Long rows: their sums are taken in runs."""
+    x = np.random.default_rng(6).standard_normal((2, 900))
+    truth = Truth(Problem("softmax", x), FORMATS["float64"])
+    taken = assert_same(truth.rounded(), truth, "")
+    taken._take(2)
+    assert described(taken.metrics(True), 0, 0, 0, 0) == described(Survey(truth.rounded(), truth).metrics(True), 0, 0, 0, 0)
+
+
+def test_a_divergence_beyond_binary64_is_infinite():
+    x = np.array([[-709.4]])
+    for c in (709.0, 709.78, 709.79, 5000.0):
+        assert_same(np.array([[c]]), Truth(Problem("log_softmax", x), FORMATS["float64"]), c)
+
+
+def test_a_row_figure_beside_the_largest_number_is_infinite():
+    assert survey._rounded((2**1024 - 1, 2**1024 - 1), 0)[0] == INF
+    assert survey._rounded((2**1025, 2**1025), 0)[0] == INF
+    assert survey._rounded((2**1023, 2**1023), 0)[0] == 2.0**1023
+
+
+def test_absolute_errors_beside_the_largest_number_are_sought_without_a_warning():
+    output = np.full((1, 600), np.finfo(np.float64).max)
+    assert_same(output, Truth(Problem("softmax", np.zeros((1, 600))), FORMATS["float64"]), "")
+
+
 def test_a_constant_grad_output_has_no_gradient():
     x = np.random.default_rng(5).standard_normal((30, 40)).astype(np.float32)
     problem = Problem("softmax_vjp", x, grad_output=np.full_like(x, 0.1))
