@@ -1449,6 +1449,8 @@ class _Ledger:
         row, bound = self.row, self.bound
         if self.name == "log_softmax":
             kl, reach = row["kl"], bound * row["log"] / self.up
+            if self.tier is not fast.T2:  # log S is off by what S is, relatively: by Tier.exp and little more, however large it is
+                reach = np.minimum(reach, 1.01 * bound)
             share = fast.TIERS[0].bound * 2
             single = (row["most"] == row["least"]) & (row["log"] == 0)
             lost = np.where((kl < 2.0**-740) & ~(single & (row["at most"] == 0)), 2.0**-800, 0.0)  # what underflows
