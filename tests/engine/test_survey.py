@@ -12,6 +12,8 @@ from engine import Disagreement, Problem, screen, survey, verify
 from engine.arithmetic import Arithmetic, Recorder
 from engine.errors import Undecided
 from engine.formats import FORMATS, from_ordinals, ordinals, round_array, widen
+from engine.measurement import Measurement
+from engine.metrics import measure
 from engine.survey import Survey
 from engine.truth import Truth, fast
 from engine.variants import of_op
@@ -396,6 +398,46 @@ def test_figures_do_not_depend_on_how_a_row_is_cut(task, fmt, monkeypatch):
         }
         seed = seed_of(task, fmt)
         compare(task, FORMATS[fmt], kinds, seed, lambda k, count, seed=seed: [(7 * k + seed) % count])
+
+
+def rivals(op, rng, loose, tight, n):
+    """Rows whose two largest truths, near 2^-25, lie beside each other, from 2^-52 below to 2^-52 above, in steps of 2^-57.
+
+    The one at the column `loose` is a difference of numbers near 1/2, known to 2^-52 or so; the one at `tight` has digits enough.
+    With e = exp(x), E their sum, they are e_l/E - y_l and e_t/E, or e_l/E (1 - G) and e_t/E (2 - G) with G = 1 - gap.
+    """
+    beside = np.arange(-32, 33) * 2.0**-57
+    other = (loose + 1) % n
+    x, extra = np.full((beside.size, n), -60.0), np.zeros((beside.size, n))
+    x[:, [loose, other]] = rng.uniform(-1, 1, 2)
+    e_loose, e_other = np.exp(x[0, [loose, other]])
+    e_tight = (e_loose + e_other) * 2.0**-25
+    total = e_loose + e_other + e_tight
+    x[:, tight] = np.log(e_tight + beside * total)
+    if op == "cross_entropy_grad":
+        extra[:, loose] = (e_loose - e_tight) / total
+        extra[:, other] = 1 - extra[:, loose]
+        return Problem(op, x, extra)
+    gap = e_tight / (e_loose - e_tight)
+    extra[:, loose], extra[:, tight], extra[:, other] = 1, 2, 1 - (gap * total + e_tight) / e_other
+    return Problem(op, x, None, extra)
+
+
+@pytest.mark.parametrize(("loose", "tight"), [(2, 37), (37, 2)], ids=["looser first", "looser last"])
+@pytest.mark.parametrize("op", ["cross_entropy_grad", "softmax_vjp"])
+def test_the_largest_truth_of_a_long_row_is_sought_with_the_doubts_of_all_its_parts(op, loose, tight, monkeypatch):
+    """Three parts of a row: what the fast tiers show of the largest truth of the first is compared with that of the last."""
+    for module in (fast, screen):
+        monkeypatch.setattr(module, "CHUNK", 16)
+    fmt = FORMATS["float32"]
+    for seed in range(2):
+        truth = Truth(rivals(op, np.random.default_rng(seed), loose, tight, 40), fmt)
+        for column in (loose, tight):
+            output = np.zeros(truth.shape, fmt.dtype)
+            output[:, column] = 1
+            found, exact = (f.argmax_preserved for f in (Survey(output, truth).metrics(), measure(Measurement(output, truth))))
+            assert found == exact, f"{seed}, {column}"
+            assert 0 < exact < truth.rows
 
 
 # ---- tiers -----------------------------------------------------------------------------------------------------------
