@@ -14,8 +14,9 @@ from engine.errors import Undecided
 from engine.formats import FORMATS, from_ordinals, ordinals, round_array, widen
 from engine.measurement import Measurement
 from engine.metrics import measure
+from engine.ops import OPS
 from engine.survey import Survey
-from engine.truth import Truth, fast
+from engine.truth import Truth, enclosures, fast
 from engine.variants import of_op
 from tests import rows
 
@@ -498,6 +499,40 @@ def test_the_certificate_names_the_tier_that_decided(monkeypatch):
         tiers.append(taken.certificate().tiers)
         assert sum(tiers[-1].values()) == 600
     assert [max(found, key=found.get) for found in tiers] == ["T0", "T1", "T2", "T3"]
+
+
+def relative_radius(found):
+    """log2 of an enclosure's radius over its middle."""
+    lo, hi, _ = found
+    return math.log2((hi - lo) / abs(hi + lo))
+
+
+WITH_RADIUS = ("logsumexp", "cross_entropy_grad of weights", "softmax_jacobian", "softmax_vjp")
+"""Tasks whose tiers state what each element may be off by, and not one number for all."""
+
+
+@every_format
+@every_task
+def test_the_certificate_states_the_widest_radius_of_the_truth_that_was_used(task, fmt, monkeypatch):
+    """To the hundredth of a bit in which it is stated; where all radii are one number it is that, and not many times as much."""
+    monkeypatch.setattr(verify, "FAST_FROM", 1)
+    form, op = FORMATS[fmt], OPS[task.partition(" ")[0]]
+    rng = np.random.default_rng(seed_of(task, fmt))
+    x = round_array(rng.standard_normal((200 // op.width(10), 10)) * 3, form)
+    problem = problem_of(task, x, form, rng, 0)
+    for output in (run(of_op(op.name)[-1], problem, form), Truth(problem, form).rounded()):
+        taken = Survey(output, Truth(problem, form), WORST)
+        read(taken)
+        stated = engine.measure(problem, output, include=["ranks"], worst=WORST).certificate
+        assert stated == taken.certificate()
+        radii = {}
+        for tier in fast.TIERS[taken.level :]:
+            used = [i for i in range(output.size) if taken.truth.tiers().get(i, fast.TIERS[taken.level].name) == tier.name]
+            radii |= {i: relative_radius(found) for i, found in enclosures(taken.truth, tier, used)}
+        assert len(radii) == 200 - stated.tiers.get("T3", 0)
+        widest = max(radii.values())
+        assert stated.relative_bound_log2 >= widest - 0.005 - 2.0**-20
+        assert stated.relative_bound_log2 <= widest + 2 or task in WITH_RADIUS
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------------
