@@ -105,6 +105,8 @@ for _row in (
     FORMATS.add(_row.name, _row)
 
 IEEE = ("float16", "float32", "float64")
+BLOCK = 1 << 14
+"""Elements of a large tensor that are worked on together, so that no copy of it is made beside what is asked for."""
 AMBIGUOUS = ("fp8", "f8", "float8", "e4m3", "fp8_e4m3", "float8_e4m3")
 _ALIASES = {alias: row.name for row in FORMATS.values() for alias in row.aliases}
 
@@ -223,9 +225,18 @@ def round_array(values: Array, fmt: Format) -> Array:
     Returns a new array of fmt.dtype, same shape. Casts are not used to round: ml_dtypes takes float64 to bfloat16 and to the
     8-bit formats through float32 and so rounds twice (1 + 2^-8 + 2^-40 becomes 1).
     """
-    wide = widen(values)
+    given = np.asarray(values)
     if fmt.dtype == np.float64:
-        return wide
+        return widen(given)
+    kinds = (given.dtype, fmt.dtype)
+    with np.nditer((given, None), ("external_loop", "buffered", "zerosize_ok"), op_dtypes=kinds, buffersize=BLOCK) as blocks:
+        for block, rounded in blocks:
+            rounded[...] = _rounded(widen(block), fmt)
+        return blocks.operands[1]
+
+
+def _rounded(wide: Array, fmt: Format) -> Array:
+    """float64 values rounded to a format."""
     finite = np.isfinite(wide)
     beyond = {"infinity": np.inf, "nan": np.nan, "saturate": fmt.largest}[fmt.overflow]
     man, exp = np.frexp(np.where(finite, wide, 0.0))

@@ -151,8 +151,9 @@ def _equal(generator: np.random.Generator, rows: int, n: int, value: float) -> A
 def _masked(generator: np.random.Generator, rows: int, n: int, sigma: float, fraction: float) -> Array:
     logits = sigma * generator.standard_normal((rows, n))
     masked = n if fraction == 1 else min(round(fraction * n), n - 1)
-    order = np.argsort(generator.random((rows, n)), axis=-1, kind="stable")
-    np.put_along_axis(logits, order[:, :masked], -np.inf, axis=-1)
+    for block in np.array_split(logits, 1 + logits.size // formats.BLOCK):
+        order = np.argsort(generator.random(block.shape), axis=-1, kind="stable")
+        np.put_along_axis(block, order[:, :masked], -np.inf, axis=-1)
     return logits
 
 
@@ -164,4 +165,5 @@ def _masked(generator: np.random.Generator, rows: int, n: int, sigma: float, fra
 def _near_exp_limit(generator: np.random.Generator, rows: int, n: int, format: str) -> Array:
     fmt = formats.FORMATS[format]
     limit = formats.ordinals(np.array(fmt.exp_limit, fmt.dtype), fmt)
-    return formats.from_ordinals(limit + generator.integers(-1, 2, size=(rows, n)), fmt).astype(np.float64)
+    beside = formats.from_ordinals(limit + np.arange(-1, 2), fmt).astype(np.float64)
+    return beside[generator.integers(3, size=(rows, n))]

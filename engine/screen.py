@@ -1373,7 +1373,8 @@ class _Rows:
     def _truth_tops(self, cell: _Cells) -> None:
         """The same by the truth, for the ops whose truth the logits do not order."""
         key = cell.part.hi * cell.sign if not isinstance(cell.sign, int) else cell.part.hi
-        margin = 4 * self.block.bound * np.abs(key).max(axis=self.axis, keepdims=True)
+        share = 4 * self.block.bound + (0.0 if cell.part.lo is None else 2.0**-51)  # the key is the head alone
+        margin = share * np.abs(key).max(axis=self.axis, keepdims=True)
         if cell.part.radius is not None:
             margin = margin + 2 * cell.part.radius.max(axis=self.axis, keepdims=True)
         equal = self.rational & (not self.weighted)  # there equal truths have equal keys

@@ -437,11 +437,9 @@ class Survey:
         tiers.update(self._settled)
         tiers["T3"] += len(self.partial.far_rows) * self.truth.width
         found = {name: count for name, count in sorted(tiers.items()) if count}
-        cells = (tier.name for tier in fast.TIERS[1:])
-        reached = dict(zip(cells, (2.0**-bits for bits in FAST_BITS), strict=True)) | {"T3": 2.0**-self.truth.bits}
-        by_cells = {*self._settled, "T3"}
-        worst = max(max(self.partial.relative.get(name, 0.0), reached[name] if name in by_cells else 0.0) for name in found)
-        return Certificate(round(log2(worst), 2) if worst else None, found, 1.0)
+        asked = dict.fromkeys(self._settled, 2.0 ** -FAST_BITS[0]) | {"T3": 2.0**-self.truth.bits}  # of single elements
+        worst = max(max(self.partial.relative.get(name, 0.0), asked.get(name, 0.0)) for name in found)
+        return Certificate(ceil(100 * log2(worst)) / 100 if worst else None, found, 1.0)
 
     def audit(self, budget: int, judge: Truth | None = None) -> None:
         """Recompute a sample by the exact path (of `judge`, if it is kept) and compare: at most `budget` logits, or one row.

@@ -145,9 +145,10 @@ def certify(problem: Problem, format: str, digits: int = 30) -> TruthAnswer:
 def digest(tensor: Array) -> str:
     """ "sha256:" over dtype name, 0, shape as JSON without spaces, 0, little-endian C-order bytes."""
     shape = "[" + ",".join(str(extent) for extent in tensor.shape) + "]"
-    stored = np.ascontiguousarray(tensor)
-    head = f"{formats.of(tensor).name}\0{shape}\0".encode()
-    return "sha256:" + sha256(head + stored.tobytes()).hexdigest()
+    found = sha256(f"{formats.of(tensor).name}\0{shape}\0".encode())
+    for block in np.nditer(tensor, ("external_loop", "buffered", "zerosize_ok"), order="C", buffersize=formats.BLOCK):
+        found.update(np.asarray(block).tobytes())
+    return f"sha256:{found.hexdigest()}"
 
 
 def this_engine() -> Engine:
@@ -346,14 +347,14 @@ def _stored(problem: Problem, fmt: Format) -> Problem:
     targets = problem.targets
     if targets is not None and not ops.is_index(problem):
         targets = formats.round_array(targets, fmt)
-        if not np.isfinite(formats.widen(targets)).all():
+        if not np.isfinite(targets).all():
             raise InvalidProblem(
                 f"a target overflows {fmt.name}, whose largest number is {fmt.largest}; scale the distribution down"
             )
     grad_output = problem.grad_output
     if grad_output is not None:
         grad_output = formats.round_array(grad_output, fmt)
-        if not np.isfinite(formats.widen(grad_output)).all():
+        if not np.isfinite(grad_output).all():
             raise InvalidProblem(f"grad_output overflows {fmt.name}, whose largest number is {fmt.largest}; scale it down")
     return Problem(problem.op, logits, targets, grad_output)
 
@@ -365,14 +366,33 @@ def _arguments(problem: Problem) -> list[Array]:
 
 def _input_rounding(logits: Array, stored: Array) -> InputRounding:
     """What rounding did to the logits; differences are exact in binary64 but for the last subtraction of a shift."""
-    before, after = formats.widen(logits), formats.widen(stored)
+    n = logits.shape[-1]
+    before, after = logits.reshape(-1, n), stored.reshape(-1, n)
+    changed, largest, shift = 0, 0.0, 0.0
+    for rows in _spans(len(before), formats.BLOCK // n):
+        parts = [_changes(before[rows, columns], after[rows, columns]) for columns in _spans(n, formats.BLOCK)]
+        counts, most, least = (np.array(found) for found in zip(*parts, strict=True))
+        most, least = most.max(axis=0), least.min(axis=0)
+        changed += int(counts.sum())
+        largest = max(largest, float(most.max()), -float(least.min()))
+        shift = max(shift, float((most - least).max()) / 2) if largest < np.inf else np.inf
+    return InputRounding(changed, largest, shift)
+
+
+def _changes(before: Array, after: Array) -> tuple[int, Array, Array]:
+    """How many elements changed, and the most and the least that one of each row did; NaN counts as unchanged."""
+    before, after = formats.widen(before), formats.widen(after)
     changed = (before != after) & ~np.isnan(before)
     difference = np.zeros(before.shape)
     np.subtract(after, before, out=difference, where=changed)
-    if not np.isfinite(difference).all():  # a logit became infinite, or NaN in a format without infinity
-        return InputRounding(int(changed.sum()), np.inf, np.inf)
-    shift = (difference.max(axis=-1) - difference.min(axis=-1)) / 2
-    return InputRounding(int(changed.sum()), float(np.abs(difference).max()), float(shift.max()))
+    difference[np.isnan(difference)] = np.inf  # what overflows a format without infinity
+    return int(np.count_nonzero(changed)), difference.max(axis=-1), difference.min(axis=-1)
+
+
+def _spans(length: int, step: int) -> Iterator[slice]:
+    """0 to length, `step` at a time or one by one."""
+    for start in range(0, length, max(1, step)):
+        yield slice(start, start + max(1, step))
 
 
 def _with_steps(metrics: Metrics, steps: Sequence[Step]) -> Metrics:

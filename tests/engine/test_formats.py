@@ -370,6 +370,18 @@ def test_rounding_an_array_returns_a_new_one_of_the_same_shape():
         assert not np.shares_memory(rounded, original)
 
 
+def test_rounding_does_not_depend_on_the_blocks_nor_on_the_layout(monkeypatch):
+    given_values = np.random.default_rng(4).standard_normal((3, 5, 7)) * 1e4
+    for fmt in FORMATS.values():
+        monkeypatch.setattr(formats, "BLOCK", 1000)
+        whole = formats.round_array(given_values, fmt)
+        monkeypatch.setattr(formats, "BLOCK", 4)
+        for same in (given_values, np.asfortranarray(given_values), np.repeat(given_values, 2, axis=1)[:, ::2]):
+            rounded = formats.round_array(same, fmt)
+            assert rounded.dtype == fmt.dtype
+            assert rounded.tobytes() == whole.tobytes()
+
+
 # The rows
 
 

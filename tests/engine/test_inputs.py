@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from engine import formats
 from engine.errors import InvalidProblem, UnknownName
 from engine.formats import FORMATS, ordinals, round_array
 from engine.inputs import FAMILIES, generate
@@ -29,6 +30,14 @@ def test_the_same_request_gives_the_same_bits_and_leaves_no_trace(family):
     first_bits = first.tobytes()
     first[:] = 0
     assert generate(family, 6, 11, 2**63 - 1).tobytes() == first_bits
+
+
+@EVERY_FAMILY
+def test_a_family_does_not_depend_on_the_blocks(family, monkeypatch):
+    whole = generate(family, 6, 11, 5)
+    for block in (1, 30):
+        monkeypatch.setattr(formats, "BLOCK", block)
+        assert generate(family, 6, 11, 5).tobytes() == whole.tobytes()
 
 
 @pytest.mark.parametrize("family", ["gaussian", "offset", "one_dominant", "masked", "near_exp_limit"])

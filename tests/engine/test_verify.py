@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+import tracemalloc
 from pathlib import Path
 
 import ml_dtypes
@@ -10,10 +11,10 @@ import numpy as np
 import pytest
 
 import engine
-from engine import InvalidProblem, Problem, UnknownName, evaluate
+from engine import InvalidProblem, Problem, UnknownName, evaluate, formats, verify
 from engine.bounds import ABSOLUTE, RELATIVE
-from engine.formats import FORMATS
-from engine.model import Axes
+from engine.formats import FORMATS, round_array
+from engine.model import Axes, InputRounding
 from engine.ops import OPS
 from engine.variants import VARIANTS
 
@@ -197,6 +198,19 @@ def test_input_rounding_is_reported_apart():
 def test_a_logit_that_overflows_the_format_is_an_infinite_shift():
     found = outcome("softmax", [1.0, 1e6], "float16", "shifted")
     assert (found.input_rounding.changed, found.input_rounding.max_abs, found.input_rounding.logit_shift) == (1, INF, INF)
+
+
+@pytest.mark.parametrize("block", [1, 2, 6, 100])
+@pytest.mark.parametrize("special", [[], [NAN, INF, -INF], [NAN, INF, 1e5], [-1e5]], ids=str)
+def test_input_rounding_is_that_of_the_whole_tensor(special, block, monkeypatch):
+    x = np.random.default_rng(3).standard_normal((2, 5, 7)) * 100
+    x.reshape(-1)[8 : 8 + len(special)] = special
+    stored = round_array(x, FORMATS["float16"])
+    same = np.isnan(x) | (stored == x)
+    change = np.where(same, 0, stored) - np.where(same, 0, x)
+    shift = INF if np.isinf(change).any() else np.ptp(change, axis=-1).max() / 2
+    monkeypatch.setattr(formats, "BLOCK", block)
+    assert verify._input_rounding(x, stored) == InputRounding(np.count_nonzero(change), np.abs(change).max(), shift)
 
 
 def test_logits_are_rounded_once():
@@ -425,6 +439,47 @@ def test_the_digest_is_over_dtype_shape_and_bytes():
     x = np.array([[1.0, 2.0]], dtype=np.float16)
     assert engine.digest(x) == "sha256:" + hashlib.sha256(b"float16\0[1,2]\0" + x.tobytes()).hexdigest()
     assert engine.digest(x.T.copy().T) == engine.digest(x) != engine.digest(x.T)
+
+
+@pytest.mark.parametrize("fmt", list(FORMATS))
+def test_the_digest_does_not_depend_on_the_layout(fmt, monkeypatch):
+    x = round_array(np.random.default_rng(1).standard_normal((3, 5, 7)), FORMATS[fmt])
+    whole = "sha256:" + hashlib.sha256(f"{fmt}\0[3,5,7]\0".encode() + x.tobytes()).hexdigest()
+    for block in (1, 6, 1000):
+        monkeypatch.setattr(formats, "BLOCK", block)
+        for same in (x, np.asfortranarray(x), np.repeat(x, 2, axis=1)[:, ::2]):
+            assert engine.digest(same) == whole
+    assert engine.digest(x[0, 0, 0]) == "sha256:" + hashlib.sha256(f"{fmt}\0[]\0".encode() + x[0, 0, 0].tobytes()).hexdigest()
+
+
+# Memory
+
+
+def peak(function, *arguments):
+    """Bytes that a call holds at most beyond what there was, its result among them."""
+    tracemalloc.start()
+    try:
+        function(*arguments)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", [(1_000_000, 1), (1000, 1000), (1, 1_000_000)], ids=str)
+def test_no_tensor_is_copied_to_be_digested_or_compared_and_none_beside_the_result_to_be_rounded(shape):
+    x = np.random.default_rng(2).standard_normal(shape).astype(np.float32)
+    stored = round_array(x, FORMATS["float16"])
+    assert peak(engine.digest, x) < x.size
+    assert peak(engine.digest, np.asfortranarray(x)) < x.size
+    assert peak(verify._input_rounding, x, stored) < 2 * x.size
+    assert peak(round_array, x, FORMATS["float16"]) < stored.nbytes + 2 * x.size
+
+
+def test_an_output_is_measured_without_a_copy_of_anything():
+    """Beside 4 MB for the blocks that are worked on; a float64 copy has 8 bytes an element."""
+    x = np.random.default_rng(2).standard_normal((1000, 1000)).astype(np.float32)
+    weights = np.exp(x)
+    assert peak(engine.measure, Problem("softmax", x), weights / weights.sum(axis=-1, keepdims=True)) < 4e6 + 4 * x.size
 
 
 def test_the_fingerprint_names_numpy():
