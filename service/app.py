@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
-import sys
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 import engine
-from service import pages, schemas
+from service import logs, pages, schemas
 from service.compute import Pool
 from service.errors import Finding, Problem, from_status
 from service.guard import Guard, Meters, respond
@@ -125,31 +122,10 @@ def written_openapi() -> str:
     return json.dumps(create_app(Settings()).openapi(), indent=1, ensure_ascii=False) + "\n"
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, what the caller added, and a traceback if there is one."""
-
-    _FIELDS = ("request_id", "method", "path", "status", "ms")
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line of one record."""
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        line |= {name: getattr(record, name) for name in self._FIELDS if hasattr(record, name)}
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
 def serve(settings: Settings) -> None:
     """Listen until told to stop. Raises SettingsError for an address that may not be listened on."""
     check_binding(settings)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logs.to_stderr()
     uvicorn.run(
         create_app(settings),
         host=settings.host,

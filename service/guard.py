@@ -136,6 +136,12 @@ def respond(problem: Problem, scope: Scope) -> Response:
     return Response(body, problem.status, problem.headers, MEDIA_TYPE)
 
 
+def request_id(request: Request) -> str:
+    """The id that the Guard gave the request."""
+    found: str = request.scope["state"]["request_id"]
+    return found
+
+
 def _request_id(given: str) -> str:
     return given if _REQUEST_ID.fullmatch(given) else uuid4().hex
 

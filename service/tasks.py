@@ -20,8 +20,11 @@ Task = Callable[[bytes, Limits, Announce], bytes]
 Reader = Callable[..., tensors.Array]
 Request = TypeVar("Request", bound=BaseModel)
 
-_NO_SERVER = "`softgauge evaluate` computes it without a server and without this limit"
-_FEWER = "ask for fewer rows or digits, or `import engine` and call certify"
+# The way out of a request that takes too much time or memory.
+ASK_LESS: Mapping[str, str] = {
+    "evaluate": "ask for fewer rows, formats or variants; `softgauge evaluate` computes without a server and its limits",
+    "truth": "ask for fewer rows or digits, or `import engine` and call certify",
+}
 _LONGEST_NAME = 64  # characters of a field's name that an error repeats
 
 
@@ -42,7 +45,7 @@ def evaluate(body: bytes, limits: Limits, announce: Announce) -> bytes:
     options |= {"summation": request.summation, "axes": _axes(request)}
     with engine_errors("/summation", invalid="/overflow"):
         seconds = engine.estimate(problem, **options)
-    _admit(seconds, limits, announce, _NO_SERVER)
+    _admit(seconds, limits, announce, ASK_LESS["evaluate"])
     with engine_errors(""):
         answer = engine.evaluate(problem, **options, worst=request.worst, audit=limits.audit_logits)
     return _written(engine.encode(answer))
@@ -58,7 +61,7 @@ def truth(body: bytes, limits: Limits, announce: Announce) -> bytes:
     with engine_errors("/format"):
         seconds = engine.estimate_truth(problem, request.digits)
         fmt = engine.find_format(request.format).name
-    _admit(seconds, limits, announce, _FEWER)
+    _admit(seconds, limits, announce, ASK_LESS["truth"])
     with engine_errors(""):
         answer = engine.certify(problem, fmt, digits=request.digits)
     return _written(engine.encode(answer))

@@ -249,7 +249,10 @@ def test_what_is_too_large_names_the_limit(change, limits):
 
 def test_what_would_take_too_long_is_refused_with_its_estimate_and_a_way_out():
     problem = refused(
-        GOOD, "too-long", "estimated at .* estimate_seconds = 1e-12.*softgauge evaluate", limits=Limits(estimate_seconds=1e-12)
+        GOOD,
+        "too-long",
+        "estimated at .* estimate_seconds = 1e-12; ask for fewer rows, .*softgauge evaluate",
+        limits=Limits(estimate_seconds=1e-12),
     )
     assert problem.status == 413
 
