@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 import engine
 from service import logs, pages, schemas
 from service.compute import Pool
-from service.errors import Finding, Problem, from_status
+from service.errors import Finding, Problem, from_status, misfit
 from service.guard import Guard, Meters, respond
 from service.routes import catalogue, evaluate, health, truth
 from service.routes.contract import REF
@@ -98,7 +98,7 @@ async def _on_status(request: Request, error: Exception) -> Response:
 async def _on_parameters(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     limit = request.app.state.settings.limits.max_errors
-    findings = tuple(Finding(str(row["loc"][-1])[:64], row["msg"]) for row in error.errors()[:limit])
+    findings = tuple(Finding(str(row["loc"][-1])[:64], misfit(row)) for row in error.errors()[:limit])
     return respond(Problem("invalid", "; ".join(f"{row.pointer}: {row.detail}" for row in findings), findings), request.scope)
 
 
