@@ -21,7 +21,7 @@ import engine
 from service import logs, pages, schemas
 from service.compute import Pool
 from service.errors import Finding, Problem, from_status, misfit
-from service.guard import Guard, Meters, respond
+from service.guard import Guard, Meters, Protocol, respond
 from service.routes import catalogue, evaluate, health, truth
 from service.routes.contract import REF
 from service.settings import Settings, check_binding
@@ -135,7 +135,7 @@ def serve(settings: Settings) -> None:
         server_header=False,
         proxy_headers=False,
         ws="none",
-        http="h11",  # it bounds the size of headers; httptools reads them without end
+        http=Protocol,  # h11's: it bounds the size of headers; httptools reads them without end
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         timeout_graceful_shutdown=_GRACE,
     )
