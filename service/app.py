@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
-import sys
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +18,10 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 import engine
-from service import pages, schemas
+from service import logs, pages, schemas
 from service.compute import Pool
-from service.errors import Finding, Problem, from_status
-from service.guard import Guard, Meters, respond
+from service.errors import Finding, Problem, from_status, misfit
+from service.guard import Guard, Meters, Protocol, respond
 from service.routes import catalogue, evaluate, health, truth
 from service.routes.contract import REF
 from service.settings import Settings, check_binding
@@ -101,7 +98,7 @@ async def _on_status(request: Request, error: Exception) -> Response:
 async def _on_parameters(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     limit = request.app.state.settings.limits.max_errors
-    findings = tuple(Finding(str(row["loc"][-1])[:64], row["msg"]) for row in error.errors()[:limit])
+    findings = tuple(Finding(str(row["loc"][-1])[:64], misfit(row)) for row in error.errors()[:limit])
     return respond(Problem("invalid", "; ".join(f"{row.pointer}: {row.detail}" for row in findings), findings), request.scope)
 
 
@@ -125,31 +122,10 @@ def written_openapi() -> str:
     return json.dumps(create_app(Settings()).openapi(), indent=1, ensure_ascii=False) + "\n"
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, what the caller added, and a traceback if there is one."""
-
-    _FIELDS = ("request_id", "method", "path", "status", "ms")
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line of one record."""
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        line |= {name: getattr(record, name) for name in self._FIELDS if hasattr(record, name)}
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
 def serve(settings: Settings) -> None:
     """Listen until told to stop. Raises SettingsError for an address that may not be listened on."""
     check_binding(settings)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logs.to_stderr()
     uvicorn.run(
         create_app(settings),
         host=settings.host,
@@ -159,7 +135,7 @@ def serve(settings: Settings) -> None:
         server_header=False,
         proxy_headers=False,
         ws="none",
-        http="h11",  # it bounds the size of headers; httptools reads them without end
+        http=Protocol,  # h11's: it bounds the size of headers; httptools reads them without end
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         timeout_graceful_shutdown=_GRACE,
     )

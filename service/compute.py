@@ -15,6 +15,7 @@ import resource
 import signal
 import struct
 import sys
+import traceback
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,13 +25,13 @@ import engine
 from service.errors import Problem, from_fields
 from service.settings import Limits, Settings
 from service.split import ONE_THREAD, die_with_parent
-from service.tasks import TASKS, warm
+from service.tasks import ASK_LESS, TASKS, warm
 
 LOG = logging.getLogger("softgauge.compute")
 
 _LENGTHS = struct.Struct("<II")
 _LONGEST_BACKOFF = 10.0  # seconds between starts of a child that does not come up
-_MEMORY = "the computation needs more memory than one process may have; ask for fewer elements, formats or variants"
+_LONGEST_WORD = 1024  # characters of what a process says outside of its frames that a line of the log repeats
 _ROOT = str(Path(__file__).resolve().parent.parent)
 
 Frame = tuple[dict[str, Any], bytes]
@@ -59,9 +60,10 @@ class Child:
     """One process, seen from the service."""
 
     def __init__(self, process: asyncio.subprocess.Process, limits: Limits) -> None:
-        if process.stdin is None or process.stdout is None:
+        if process.stdin is None or process.stdout is None or process.stderr is None:
             raise ValueError("a child speaks through pipes")
         self._process, self._in, self._out, self._limits = process, process.stdin, process.stdout, limits
+        self._words = asyncio.create_task(_overhear(process.stderr, process.pid))
         self._dismissed = False
         self.served = 0
 
@@ -73,6 +75,7 @@ class Child:
             *settings.worker_command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
             env={**os.environ, **ONE_THREAD, "PYTHONPATH": path},
         )
         child = cls(process, settings.limits)
@@ -93,17 +96,18 @@ class Child:
         return self._process.returncode is None and not self._dismissed
 
     async def ended(self) -> None:
-        """Wait for the end of the process."""
+        """Wait for the end of the process, and for its last words."""
         await self._process.wait()
+        await asyncio.wait((self._words,))
 
-    async def answer(self, task: str, body: bytes, heavy: asyncio.Semaphore) -> bytes:
+    async def answer(self, task: str, body: bytes, request_id: str, heavy: asyncio.Semaphore) -> bytes:
         """The answer's bytes. Raises Problem, or ChildDied if the process died before it took the request.
 
-        A request estimated to be heavy goes on only under `heavy`, at once or not at all. Whatever else ends this call, a
-        cancellation above all, kills the process.
+        What the answer must not tell goes to the log, under the request's id. A request estimated to be heavy goes on only
+        under `heavy`, at once or not at all. Whatever else ends this call, a cancellation above all, kills the process.
         """
         self.served += 1
-        taken = False
+        taken, estimate, known = False, 0.0, {"request_id": request_id, "pid": self._process.pid}
         try:
             async with contextlib.AsyncExitStack() as held, asyncio.timeout(self._limits.deadline_seconds) as deadline:
                 await self._send({"task": task}, body)
@@ -111,8 +115,8 @@ class Child:
                 taken = True
                 header, answer = await self._receive()
                 if header["frame"] == "estimate":
-                    seconds = max(self._limits.deadline_seconds, self._limits.deadline_factor * float(header["seconds"]))
-                    deadline.reschedule(asyncio.get_running_loop().time() + seconds)
+                    estimate = float(header["seconds"])
+                    deadline.reschedule(asyncio.get_running_loop().time() + _deadline(estimate, self._limits))
                     if header["waits"]:
                         if go := not heavy.locked():
                             await held.enter_async_context(heavy)  # before anything else can run, so that none is told twice
@@ -120,13 +124,13 @@ class Child:
                     header, answer = await self._receive()
         except TimeoutError:
             self.kill()
-            raise Problem(
-                "deadline", "the computation ran past its deadline and was stopped", headers={"Retry-After": "5"}
-            ) from None
+            raise _late(task, estimate, self._limits) from None
         except ChildDied:
             self.kill()
             if not taken:
                 raise
+            await self.ended()
+            LOG.error("a computing process died under a request: exit status %s", self._process.returncode, extra=known)
             raise _died() from None
         except BaseException:
             self.kill()
@@ -134,6 +138,8 @@ class Child:
         if header["frame"] == "problem":
             if header["last"]:
                 self.kill()
+            if failure := header.get("failure"):
+                LOG.error("%s", failure["message"], extra={**known, "traceback": failure["traceback"]})
             raise from_fields(header)
         return answer
 
@@ -163,12 +169,44 @@ class Child:
             raise ChildDied from None
 
 
+async def _overhear(spoken: asyncio.StreamReader, pid: int) -> None:
+    """What a process writes outside of its frames (what a library prints, a last word) becomes lines of the log."""
+    while True:
+        try:
+            line = await spoken.readline()
+        except ValueError:
+            line = b"a line too long to repeat"
+        if not line:
+            return
+        text = line.decode(errors="backslashreplace").rstrip()[:_LONGEST_WORD]
+        LOG.warning("a computing process wrote: %s", text, extra={"pid": pid})
+
+
+def _deadline(estimate: float, limits: Limits) -> float:
+    """Seconds."""
+    return max(limits.deadline_seconds, limits.deadline_factor * estimate)
+
+
+def _late(task: str, estimate: float, limits: Limits) -> Problem:
+    """A retry would meet the same deadline: there is no Retry-After."""
+    seconds = _deadline(estimate, limits)
+    rule = f"deadline_seconds = {seconds:g}"
+    if seconds > limits.deadline_seconds:
+        rule = f"deadline_factor = {limits.deadline_factor:g} times the estimate of {estimate:.3g} s"
+    return Problem("deadline", f"the computation was stopped at its deadline of {seconds:.3g} s, {rule}; {ASK_LESS[task]}")
+
+
 def _died() -> Problem:
     return Problem("process-died", "the process that computed this request died; no other request is affected")
 
 
 def _failed() -> Problem:
-    return Problem("internal", "the computation failed; the log says how")
+    return Problem("internal", "the computation failed; the log says how, under this request id")
+
+
+def _greedy(task: str, memory: int) -> Problem:
+    detail = f"the computation needs more memory than worker_memory_bytes = {memory} allows one process; {ASK_LESS[task]}"
+    return Problem("too-much-memory", detail)
 
 
 class Pool:
@@ -201,20 +239,20 @@ class Pool:
                 slot.cancel()
             await asyncio.gather(*self._slots, return_exceptions=True)
 
-    async def answer(self, task: str, body: bytes) -> bytes:
+    async def answer(self, task: str, body: bytes, request_id: str = "") -> bytes:
         """The bytes of the answer, from the next free child. Raises Problem. Cancelling this kills the child."""
         for _ in range(self._settings.workers + 2):
             try:
-                return await self._attempt(task, body)
+                return await self._attempt(task, body, request_id)
             except ChildDied:  # it was dead before it took the request, which may well ask another
-                LOG.warning("a computing process died while idle; trying another")
+                LOG.warning("a computing process died while idle; trying another", extra={"request_id": request_id})
         raise _died()
 
-    async def _attempt(self, task: str, body: bytes) -> bytes:
+    async def _attempt(self, task: str, body: bytes, request_id: str) -> bytes:
         child = await self._free_child()
         self.counts.busy += 1
         try:
-            return await child.answer(task, body, self._heavy)
+            return await child.answer(task, body, request_id, self._heavy)
         finally:
             self.counts.busy -= 1
             self._offer(child)
@@ -285,8 +323,8 @@ def _read_frame(pipe: BinaryIO) -> Frame | None:
     return json.loads(pipe.read(header)), pipe.read(body)
 
 
-def _confine(parent: int, memory: int) -> None:
-    """Die with the parent, stay below the memory limit, leave the processor to the event loop first."""
+def _confine(parent: int, memory: int) -> int:
+    """Die with the parent, stay below the memory limit (which is returned), leave the processor to the event loop first."""
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent, which lets requests finish
     os.nice(10)
@@ -294,6 +332,7 @@ def _confine(parent: int, memory: int) -> None:
     allowed = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
     resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    return allowed
 
 
 def _own_stdout() -> BinaryIO:
@@ -314,7 +353,7 @@ def _announce(seconds: float, limits: Limits, requests: BinaryIO, write: Write) 
         raise Problem("too-many-requests", detail, headers={"Retry-After": "5"})
 
 
-def _answer(task: str, body: bytes, limits: Limits, requests: BinaryIO, write: Write) -> bool:
+def _answer(task: str, body: bytes, limits: Limits, memory: int, requests: BinaryIO, write: Write) -> bool:
     """Run one task and write its answer or its problem; whether the process is still fit for the next one."""
     write({"frame": "taken"})
     try:
@@ -322,15 +361,13 @@ def _answer(task: str, body: bytes, limits: Limits, requests: BinaryIO, write: W
     except Problem as problem:
         write({"frame": "problem", "last": False, **problem.fields()})
     except MemoryError:
-        write({"frame": "problem", "last": True, **Problem("too-much-memory", _MEMORY).fields()})
+        write({"frame": "problem", "last": True, **_greedy(task, memory).fields()})
         return False
-    except engine.Disagreement as error:
-        LOG.error("two tiers disagree about the truth: %s", error)
-        write({"frame": "problem", "last": True, **_failed().fields()})
-        return False
-    except Exception:
-        LOG.exception("a computation failed")
-        write({"frame": "problem", "last": True, **_failed().fields()})
+    except Exception as error:  # noqa: BLE001 - the parent logs it, and this process ends
+        disagree = isinstance(error, engine.Disagreement)
+        message = f"two tiers disagree about the truth: {error}" if disagree else "a computation failed"
+        failure = {"message": message, "traceback": traceback.format_exc()}
+        write({"frame": "problem", "last": True, "failure": failure, **_failed().fields()})
         return False
     else:
         write({"frame": "answer"}, answer)
@@ -348,13 +385,13 @@ def main() -> None:
     start = _read_frame(requests)
     if start is None:
         return
-    _confine(start[0]["parent"], start[0]["memory"])
+    memory = _confine(start[0]["parent"], start[0]["memory"])
     limits = Limits(**start[0]["limits"])
     warm()
     write({"frame": "ready"})
     fit = True
     while fit and (request := _read_frame(requests)):
-        fit = _answer(request[0]["task"], request[1], limits, requests, write)
+        fit = _answer(request[0]["task"], request[1], limits, memory, requests, write)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import engine
 
@@ -127,10 +128,42 @@ def quoted(text: str) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as an error may name it: its JSON if that is short, else what it is and nothing of it."""
+    """A value as an error may name it: its JSON, cut where that is long; of an object, a list, a long integer what it is."""
     if isinstance(value, dict | list):
-        return "an object" if isinstance(value, dict) else "a list"
+        return "an object" if isinstance(value, dict) else f"a list of {len(value)} items"
     if isinstance(value, int) and value.bit_length() > _LONGEST:
         return f"an integer of {value.bit_length()} bits"
-    text = json.dumps(value)
-    return text if len(text) <= _LONGEST + 2 else f"a string of {len(text) - 2} characters"
+    text = json.dumps(value[: _LONGEST + 1] if isinstance(value, str) else value)
+    return text if len(text) <= _LONGEST + 2 else f'{text[: _LONGEST - 3]}..." ({len(str(value))} characters)'
+
+
+def place(parts: Sequence[object]) -> str:
+    """A JSON pointer (RFC 6901); a long name is cut, because nothing long is echoed."""
+    texts = (str(part)[:_LONGEST].replace("~", "~0").replace("/", "~1") for part in parts)
+    return "".join(f"/{text}" for text in texts)
+
+
+# What pydantic calls the faults it finds: the rule and the way out, to follow the value.
+_MISFITS = {
+    "int_type": "is no integer; write one without fraction, exponent or quotes, such as 1",
+    "string_type": "is no string; write a name in quotes",
+    "string_unicode": "is no text: it has half of a surrogate pair; write whole characters",
+    "string_too_short": "has fewer than {min_length} characters; write a name",
+    "string_too_long": "has more than {max_length} characters; no name has, and the catalogue (/v1/ops and so on) lists them",
+    "literal_error": "is not known; write {expected}",
+    "bool_type": "is no boolean; write true or false",
+    "list_type": "is no list; write one in brackets, also of one item",
+    "too_short": "has fewer than {min_length}; write that many or more",
+    "too_long": "has more than {max_length}; write that many or fewer",
+    "model_type": "is no object; write one in braces",
+    "greater_than_equal": "is below {ge}; write {ge} or more",
+    "less_than_equal": "is above {le}; write {le} or less",
+}
+
+
+def misfit(row: Mapping[str, Any]) -> str:
+    """One of pydantic's errors in our words: the value, the rule and the way out."""
+    if row["type"] == "missing":
+        return "it is needed and was not given; write it"
+    rule = _MISFITS.get(row["type"])
+    return f"{shown(row['input'])} {rule.format(**row.get('ctx', {}))}" if rule else f"{shown(row['input'])}: {row['msg']}"

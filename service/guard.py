@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import sys
 import time
 from collections.abc import Awaitable, Iterable, Iterator
 from typing import Any, TypeVar
 from uuid import uuid4
 
+import h11
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -21,6 +23,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.compute import Pool
 from service.errors import MEDIA_TYPE, Finding, Problem, quoted
@@ -130,10 +133,41 @@ class Guard:
         LOG.info("request", extra=line)
 
 
+class Protocol(H11Protocol):
+    """uvicorn's, but what is no HTTP at all, and so never comes to the Guard, gets a problem document as well."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer and close. uvicorn calls this while it handles h11's error, which says more than `msg`."""
+        state = self.conn.our_state
+        if state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer has begun, and there is no room for another
+            scope = self.scope if state is h11.SEND_RESPONSE else None  # the request with a broken body
+            request_id = _request_id(Headers(raw=self.headers).get("x-request-id", "") if scope else "")
+            path = scope["path"] if scope else ""
+            reason = quoted(str(sys.exc_info()[1] or msg))
+            detail = f"this is no request of HTTP/1.1: {reason}; the client, or a proxy before this service, is at fault"
+            self._write(Problem("malformed", detail), path, request_id)
+            LOG.info("no HTTP: %s", reason, extra={"request_id": request_id, "path": path[:256], "status": 400})
+        self.transport.close()
+
+    def _write(self, problem: Problem, path: str, request_id: str) -> None:
+        body = problem.document(path[:64], request_id)
+        headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+        headers += [*_HEADERS, (b"x-request-id", request_id.encode())]
+        response = h11.Response(status_code=problem.status, headers=headers, reason=b"Bad Request")
+        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+
+
 def respond(problem: Problem, scope: Scope) -> Response:
     """The problem document as an answer to the request of that scope."""
     body = problem.document(scope["path"][:64], scope["state"]["request_id"])
     return Response(body, problem.status, problem.headers, MEDIA_TYPE)
+
+
+def request_id(request: Request) -> str:
+    """The id that the Guard gave the request."""
+    found: str = request.scope["state"]["request_id"]
+    return found
 
 
 def _request_id(given: str) -> str:

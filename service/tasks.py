@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
@@ -12,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 import engine
 from service import schemas, tensors
-from service.errors import Finding, Problem, engine_errors, shown
+from service.errors import Finding, Problem, engine_errors, misfit, place, shown
 from service.settings import Limits
 
 Announce = Callable[[float], None]
@@ -20,9 +23,13 @@ Task = Callable[[bytes, Limits, Announce], bytes]
 Reader = Callable[..., tensors.Array]
 Request = TypeVar("Request", bound=BaseModel)
 
-_NO_SERVER = "`softgauge evaluate` computes it without a server and without this limit"
-_FEWER = "ask for fewer rows or digits, or `import engine` and call certify"
-_LONGEST_NAME = 64  # characters of a field's name that an error repeats
+# The way out of a request that takes too much time or memory.
+ASK_LESS: Mapping[str, str] = {
+    "evaluate": "ask for fewer rows, formats or variants; `softgauge evaluate` computes without a server and its limits",
+    "truth": "ask for fewer rows or digits, or `import engine` and call certify",
+}
+_LONGEST_NAME = 64  # characters of the name of a family's parameter
+_UNCHANGED = "the same request stays undecided; change that row or leave it out"
 
 
 def evaluate(body: bytes, limits: Limits, announce: Announce) -> bytes:
@@ -42,10 +49,23 @@ def evaluate(body: bytes, limits: Limits, announce: Announce) -> bytes:
     options |= {"summation": request.summation, "axes": _axes(request)}
     with engine_errors("/summation", invalid="/overflow"):
         seconds = engine.estimate(problem, **options)
-    _admit(seconds, limits, announce, _NO_SERVER)
+    _admit(seconds, limits, announce, ASK_LESS["evaluate"])
     with engine_errors(""):
-        answer = engine.evaluate(problem, **options, worst=request.worst, audit=limits.audit_logits)
+        answer = _measured(problem, {**options, "audit": limits.audit_logits}, request.worst)
     return _written(engine.encode(answer))
+
+
+def _measured(problem: engine.Problem, options: dict[str, Any], worst: int) -> engine.Evaluation:
+    """The answer. Raises Undecided with a way out; whether `"worst": 0` is one is tried, not guessed."""
+    try:
+        return engine.evaluate(problem, **options, worst=worst)
+    except engine.Undecided as error:
+        way_out = _UNCHANGED
+        if worst:
+            with contextlib.suppress(engine.Undecided):
+                engine.evaluate(problem, **options, worst=0)
+                way_out = 'only the list `worst` needs it: with "worst": 0 there is an answer'
+        raise engine.Undecided(f"{error}; {way_out}") from None
 
 
 def truth(body: bytes, limits: Limits, announce: Announce) -> bytes:
@@ -58,9 +78,12 @@ def truth(body: bytes, limits: Limits, announce: Announce) -> bytes:
     with engine_errors("/format"):
         seconds = engine.estimate_truth(problem, request.digits)
         fmt = engine.find_format(request.format).name
-    _admit(seconds, limits, announce, _FEWER)
+    _admit(seconds, limits, announce, ASK_LESS["truth"])
     with engine_errors(""):
-        answer = engine.certify(problem, fmt, digits=request.digits)
+        try:
+            answer = engine.certify(problem, fmt, digits=request.digits)
+        except engine.Undecided as error:
+            raise engine.Undecided(f"{error}; {_UNCHANGED}") from None
     return _written(engine.encode(answer))
 
 
@@ -81,8 +104,8 @@ def parse(model: type[Request], body: bytes, limits: Limits) -> Request:
     known = {row.alias or name for name, row in model.model_fields.items()}
     # Looked for by hand: pydantic would write one error for each of a hundred thousand unknown fields.
     if unknown := [key for key in document if key not in known]:
-        advice = f"unknown field; known: {', '.join(sorted(known))}"
-        raise _invalid(limits, *(Finding(_pointer([key]), advice) for key in unknown[: limits.max_errors]))
+        advice = f"is no field here; known: {', '.join(sorted(known))}"
+        raise _invalid(limits, *(Finding(place([key]), f"{shown(key)} {advice}") for key in unknown[: limits.max_errors]))
     try:
         return model.model_validate(document)
     except ValidationError as error:
@@ -96,29 +119,25 @@ def _json(body: bytes) -> object:
     except UnicodeDecodeError as error:
         raise Problem("malformed", f"the body is not UTF-8: byte {error.start} does not fit") from None
     except RecursionError:
-        raise Problem("malformed", "the body is nested too deeply") from None
+        raise Problem("malformed", "the body is nested too deeply: tensors have at most 4 levels") from None
     except json.JSONDecodeError as error:
         raise Problem("malformed", f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except ValueError:
-        raise Problem("malformed", "the body has an integer of more digits than any field takes") from None
+        longest = sys.get_int_max_str_digits()
+        raise Problem("malformed", f"the body has an integer of more than {longest} digits, which no field takes") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise Problem("malformed", "an object has two members of the same name")
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise Problem("malformed", f"an object has two members of the same name, {shown(twice)}; leave one out")
     return found
 
 
 def _findings(error: ValidationError) -> Iterator[Finding]:
-    for row in error.errors(include_url=False, include_context=False, include_input=False):
-        yield Finding(_pointer(row["loc"]), row["msg"])
-
-
-def _pointer(parts: Sequence[object]) -> str:
-    """RFC 6901; a long name is cut, because nothing long is echoed."""
-    texts = (str(part)[:_LONGEST_NAME].replace("~", "~0").replace("/", "~1") for part in parts)
-    return "".join(f"/{text}" for text in texts)
+    for row in error.errors(include_url=False):
+        yield Finding(place(row["loc"]), misfit(row))
 
 
 def _invalid(limits: Limits, *findings: Finding) -> Problem:
@@ -140,7 +159,8 @@ def _read(reader: Reader, value: object, pointer: str, limits: Limits, *more: An
 def _problem(request: schemas.ProblemRequest, limits: Limits) -> tuple[engine.Problem, int]:
     """The engine's problem of a request, and how many elements its output has."""
     if (request.logits is None) == (request.inputs is None):
-        raise _invalid(limits, Finding("/logits", "exactly one of logits and inputs is needed"))
+        given = "neither is" if request.logits is None else "both are"
+        raise _invalid(limits, Finding("/logits", f"exactly one of logits and inputs is needed, and {given} given"))
     logits = _generated(request.inputs, limits) if request.inputs else _read(tensors.read, request.logits, "/logits", limits)
     if request.axis not in (-1, logits.ndim - 1):
         rule = f"the last axis is reduced, which is -1 or {logits.ndim - 1} here; move the axis you mean to the end"
@@ -167,13 +187,23 @@ def _generated(given: schemas.Inputs, limits: Limits) -> tensors.Array:
     _at_most(given.rows * given.n, limits.max_elements, "max_elements", "rows times n", "/inputs")
     parameters = given.model_extra or {}
     for name, value in parameters.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise _invalid(limits, Finding(_pointer(["inputs", name]), "not a finite number"))
-        if len(name) > _LONGEST_NAME or isinstance(value, list | dict):
-            raise _invalid(limits, Finding(_pointer(["inputs", name]), "a parameter is a number or a short string"))
+        pointer = place(["inputs", name])
+        if len(name) > _LONGEST_NAME or not _is_parameter(value):
+            called = shown(name) if len(name) > _LONGEST_NAME else shown(value)
+            raise _invalid(limits, Finding(pointer, f"{called} {_PARAMETER}"))
+        with engine_errors("/inputs/family", invalid=pointer):
+            engine.generate(given.family, 1, 1, 0, **{name: value})  # alone, so that what is wrong with it has its place
     with engine_errors("/inputs/family", invalid="/inputs"):
         generated: tensors.Array = engine.generate(given.family, given.rows, given.n, given.seed, **parameters)
         return generated
+
+
+_PARAMETER = "is no parameter of a family; that is a finite number or a string under a short name: /v1/inputs lists them"
+
+
+def _is_parameter(value: object) -> bool:
+    """Whether the engine may be asked about it; it would name null and true in Python's way."""
+    return type(value) in (str, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _formats(names: Sequence[str]) -> tuple[str, ...]:
@@ -211,7 +241,7 @@ def _variants_of(op: str) -> list[str]:
 
 def _at_most(value: int, limit: int, name: str, noun: str, pointer: str, kind: str = "too-large") -> None:
     if value > limit:
-        detail = f"{noun}: {shown(value)} is above the limit {name} = {limit}"
+        detail = f"{noun}: {shown(value)} is above the limit {name} = {limit}; ask for no more"
         raise Problem(kind, detail, (Finding(pointer, detail),))
 
 

@@ -20,13 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import engine
-from service.errors import quoted
+from service.errors import place, quoted, shown
 
 Array = NDArray[Any]
 
 SPECIALS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 HEX_FLOAT = r"[+-]?0[xX]([0-9a-fA-F]+)(?:\.([0-9a-fA-F]*))?[pP]([+-]?[0-9]{1,6})"
 INTEGERS: dict[str, np.dtype[Any]] = {"int32": np.dtype(np.int32), "int64": np.dtype(np.int64)}
+
+_LARGEST = f'give at most {sys.float_info.max!r}, or the string "Infinity"'
 
 if sys.byteorder != "little":  # the base64 door hands bytes to NumPy as they are
     raise ImportError("softgauge needs a little-endian machine")
@@ -86,8 +88,9 @@ def _declared(value: dict[str, Any], pointer: str, bounds: Bounds, *, integers: 
     """A tensor object: {dtype, shape, data} and perhaps encoding or rounding."""
     door = value.get("encoding")
     if "encoding" in value and door not in ("base64", "bits"):
-        raise BadTensor((f"{pointer}/encoding", "the encodings are base64 and bits; leave it out for JSON numbers"))
-    _check_keys(value, "encoding" if door else "rounding", pointer)
+        rule = "is no encoding: base64 and bits are; leave it out for JSON numbers"
+        raise BadTensor((f"{pointer}/encoding", f"{shown(door)} {rule}"))
+    _check_keys(value, "encoding" if door else "rounding", pointer, bounds)
     dtype = _dtype(value["dtype"], f"{pointer}/dtype", integers=integers)
     shape = _shape(value["shape"], f"{pointer}/shape", bounds, least_rank=0 if integers else 1)
     if door == "base64":
@@ -100,18 +103,19 @@ def _declared(value: dict[str, Any], pointer: str, bounds: Bounds, *, integers: 
     return _stored(cells, dtype, _rounding(value, pointer), bounds)
 
 
-def _check_keys(value: dict[str, Any], optional: str, pointer: str) -> None:
+def _check_keys(value: dict[str, Any], optional: str, pointer: str, bounds: Bounds) -> None:
     needed = ("dtype", "shape", "data")
-    if unknown := value.keys() - {*needed, optional}:
-        raise BadTensor((pointer, f"{len(unknown)} unknown fields in a tensor; known here: dtype, shape, data, {optional}"))
+    if unknown := [key for key in value if key not in (*needed, optional)]:
+        rule = f"is no field of this tensor; known here: dtype, shape, data, {optional}"
+        raise BadTensor(*((pointer + place([key]), f"{shown(key)} {rule}") for key in unknown[: bounds.max_errors]))
     for key in needed:
         if key not in value:
-            raise BadTensor((f"{pointer}/{key}", "a tensor object needs dtype, shape and data"))
+            raise BadTensor((f"{pointer}/{key}", f"{key} is missing: a tensor object needs dtype, shape and data"))
 
 
 def _dtype(name: object, pointer: str, *, integers: bool) -> np.dtype[Any]:
     if not isinstance(name, str):
-        raise BadTensor((pointer, "dtype is the name of a format, such as float32"))
+        raise BadTensor((pointer, f"{shown(name)} is no dtype: that is the name of a format, such as float32"))
     if integers and name.lower() in INTEGERS:
         return INTEGERS[name.lower()]
     try:
@@ -122,49 +126,59 @@ def _dtype(name: object, pointer: str, *, integers: bool) -> np.dtype[Any]:
 
 
 def _shape(value: object, pointer: str, bounds: Bounds, *, least_rank: int) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(extent) is int for extent in value):
-        raise BadTensor((pointer, "shape is a list of integers"))
+    if not isinstance(value, list):
+        raise BadTensor((pointer, f"{shown(value)} is no shape: that is a list of integers, such as [2, 3]"))
     if not least_rank <= len(value) <= bounds.max_rank:
-        raise BadTensor((pointer, f"the rank is {least_rank} to {bounds.max_rank}, not {len(value)}"))
-    if any(extent < 1 for extent in value):
-        raise BadTensor((pointer, "every extent is at least 1"))
-    if math.prod(value) > bounds.max_elements:
-        raise _oversize(pointer, bounds)
+        raise BadTensor(
+            (pointer, f"a shape of rank {len(value)}; the rank is {least_rank} to {bounds.max_rank}: merge or add axes")
+        )
+    for index, extent in enumerate(value):
+        if type(extent) is not int or extent < 1:
+            rule = "is no extent: shape is a list of integers, and every extent is at least 1"
+            raise BadTensor((f"{pointer}/{index}", f"{shown(extent)} {rule}"))
+    if (elements := math.prod(value)) > bounds.max_elements:
+        raise _oversize(elements, pointer, bounds)
     return tuple(value)
 
 
-def _oversize(pointer: str, bounds: Bounds) -> BadTensor:
-    return BadTensor((pointer, f"a tensor has at most max_elements = {bounds.max_elements} elements"), oversize=True)
+def _oversize(elements: int, pointer: str, bounds: Bounds) -> BadTensor:
+    rule = f"a tensor has at most max_elements = {bounds.max_elements} elements, not {shown(elements)}; send fewer rows at a time"
+    return BadTensor((pointer, rule), oversize=True)
 
 
 def _rounding(value: dict[str, Any], pointer: str) -> bool:
     """Whether values may be rounded to the declared dtype."""
     if value.get("rounding", "nearest") != "nearest":
-        raise BadTensor((f"{pointer}/rounding", 'the only rounding is "nearest"; left out, every value must be exact'))
+        rule = 'is no rounding: "nearest" is the only one; left out, every value must be exact'
+        raise BadTensor((f"{pointer}/rounding", f"{shown(value['rounding'])} {rule}"))
     return "rounding" in value
 
 
 def _flatten(value: object, pointer: str, bounds: Bounds) -> _Cells:
     """The leaves of nested lists of equal lengths, level by level. Raises BadTensor for ragged, empty or deep ones."""
     if not isinstance(value, list):
-        raise BadTensor((pointer, "expected a list of numbers, or an object with dtype, shape and data"))
+        raise BadTensor(
+            (pointer, f"{shown(value)} is no tensor: expected a list of numbers, or an object with dtype, shape and data")
+        )
     shape, level = [len(value)], value
     while level and list in (kinds := set(map(type, level))):
         if kinds != {list}:
             odd = next(i for i, item in enumerate(level) if type(item) is not type(level[0]))
-            raise BadTensor((_place(pointer, odd, shape), "ragged: lists and numbers side by side"))
+            detail = f"ragged: {shown(level[odd])} beside {shown(level[0])}; make every row a list of the same length"
+            raise BadTensor((_place(pointer, odd, shape), detail))
         lengths = list(map(len, level))
         odd = next((i for i, length in enumerate(lengths) if length != lengths[0]), -1)
         if odd >= 0:
-            raise BadTensor((_place(pointer, odd, shape), f"ragged: {lengths[odd]} items where the first list has {lengths[0]}"))
+            detail = f"ragged: {lengths[odd]} items where the first list has {lengths[0]}; give every list as many"
+            raise BadTensor((_place(pointer, odd, shape), detail))
         shape.append(lengths[0])
         if len(shape) > bounds.max_rank:
-            raise BadTensor((pointer, f"the rank is 1 to {bounds.max_rank}; this is nested deeper"))
+            raise BadTensor((pointer, f"the rank is 1 to {bounds.max_rank}; this is nested deeper: merge axes"))
         level = list(chain.from_iterable(level))
     if not level:
-        raise BadTensor((pointer, "an empty list is no tensor"))
+        raise BadTensor((pointer, "an empty list is no tensor: give one number at least"))
     if len(level) > bounds.max_elements:
-        raise _oversize(pointer, bounds)
+        raise _oversize(len(level), pointer, bounds)
     return _Cells(level, tuple(shape), lambda i: _place(pointer, i, shape))
 
 
@@ -176,7 +190,8 @@ def _place(pointer: str, index: int, shape: list[int]) -> str:
 def _matching(cells: _Cells, shape: tuple[int, ...], pointer: str) -> _Cells:
     """The cells under the declared shape: nested in it, or flat in row-major order."""
     if cells.shape not in (shape, (math.prod(shape),)):
-        raise BadTensor((pointer, f"data of shape {list(cells.shape)} do not fill the declared shape {list(shape)}"))
+        filled = f"do not fill the declared shape {list(shape)}: give {math.prod(shape)} numbers, flat or nested in it"
+        raise BadTensor((pointer, f"data of shape {list(cells.shape)} {filled}"))
     return _Cells(cells.items, shape, cells.place)
 
 
@@ -224,19 +239,20 @@ def _number(item: object, longest: int) -> float:
     """One JSON item as binary64. Raises ValueError."""
     if type(item) is float:
         if not math.isfinite(item):
-            raise ValueError('not a finite number; non-finite ones are the strings "NaN", "Infinity" and "-Infinity"')
+            rule = 'is not a finite number; non-finite ones are the strings "NaN", "Infinity" and "-Infinity"'
+            raise ValueError(f"{shown(item)} {rule}")
         return item
     if type(item) is int:
         try:
             value = float(item)
         except OverflowError:
-            raise ValueError("an integer beyond the largest float64") from None
+            raise ValueError(f"{shown(item)} is beyond the largest float64; {_LARGEST}") from None
         if value != item:  # rounding it here and again to the dtype would round twice
             raise ValueError(f"{quoted(str(item))} is no binary64 number; give one that is, such as {value!r}")
         return value
     if type(item) is str:
         return _numeric_string(item, longest)
-    raise ValueError(f"{_noun(item)} is not a number")
+    raise ValueError(f"{shown(item)} is not a number; numbers, the three non-finite strings and hex floats are")
 
 
 def _numeric_string(text: str, longest: int) -> float:
@@ -244,17 +260,20 @@ def _numeric_string(text: str, longest: int) -> float:
     if text in SPECIALS:
         return SPECIALS[text]
     if len(text) > longest:
-        raise ValueError(f"a string of {len(text)} characters; numeric strings have at most {longest}")
+        raise ValueError(f"{shown(text)} is too long: numeric strings have at most max_string = {longest} characters")
     match = re.fullmatch(HEX_FLOAT, text)
     if not match:
         raise ValueError(f'{quoted(text)} is not a number, "NaN", "Infinity", "-Infinity" or a hex float such as "0x1.8p+1"')
     try:
         value = float.fromhex(text)
     except OverflowError:
-        raise ValueError(f"{quoted(text)} is beyond the largest float64") from None
+        raise ValueError(f"{quoted(text)} is beyond the largest float64; {_LARGEST}") from None
     whole, part, exponent = match.groups(default="")
-    if _reduced(int(whole + part, 16), int(exponent) - 4 * len(part)) != _reduced(*_integral(abs(value))):
-        raise ValueError(f"{quoted(text)} is no float64: it needs more bits than there are")
+    man = int(whole + part, 16)
+    if man and not value:
+        raise ValueError(f"{quoted(text)} underflows: the smallest float64 is 0x1p-1074; give that, or 0")
+    if _reduced(man, int(exponent) - 4 * len(part)) != _reduced(*_integral(abs(value))):
+        raise ValueError(f"{quoted(text)} is no float64: it needs more bits than there are; the nearest is {value.hex()}")
     return value
 
 
@@ -272,21 +291,15 @@ def _reduced(man: int, exp: int) -> tuple[int, int]:
     return man >> shift, exp + shift
 
 
-def _noun(item: object) -> str:
-    if item is None or isinstance(item, bool):
-        return {None: "null", True: "true", False: "false"}[item]
-    return {dict: "an object", str: "a string", float: "a fraction"}.get(type(item), "this")
-
-
 def _integers(cells: _Cells, dtype: np.dtype[Any], bounds: Bounds) -> Array:
     """Class indices. A fraction, a boolean or a number beyond the dtype is refused."""
     info = np.iinfo(dtype)
 
     def convert(item: object) -> int:
         if type(item) is not int:
-            raise ValueError(f"{_noun(item)} is no class index: class indices are integers")
+            raise ValueError(f"{shown(item)} is no class index: class indices are integers from 0 to n - 1")
         if not info.min <= item <= info.max:
-            raise ValueError(f"a class index beyond {dtype.name}")
+            raise ValueError(f"{shown(item)} is a class index beyond {dtype.name}; class indices are 0 to n - 1")
         return item
 
     return np.array(_each(cells, convert, bounds), dtype=dtype).reshape(cells.shape)
@@ -300,9 +313,9 @@ def _bits(cells: _Cells, dtype: np.dtype[Any], bounds: Bounds) -> Array:
         if type(item) is str and item.isascii() and item.isdigit() and len(item) <= 20:
             item = int(item)
         if type(item) is not int:
-            raise ValueError(f"{_noun(item)} is no bit pattern: an unsigned integer, or its decimal digits as a string")
+            raise ValueError(f"{shown(item)} is no bit pattern: that is an unsigned integer, or its decimal digits as a string")
         if not 0 <= item < 1 << width:
-            raise ValueError(f"bit patterns of {dtype.name} are 0 to {(1 << width) - 1}")
+            raise ValueError(f"{shown(item)} is no bit pattern of {dtype.name}: those are 0 to {(1 << width) - 1}")
         return item
 
     return np.array(_each(cells, convert, bounds), dtype=f"u{dtype.itemsize}").view(dtype).reshape(cells.shape)
@@ -311,7 +324,7 @@ def _bits(cells: _Cells, dtype: np.dtype[Any], bounds: Bounds) -> Array:
 def _base64(text: object, dtype: np.dtype[Any], shape: tuple[int, ...], pointer: str) -> Array:
     """Little-endian bytes in C order."""
     if not isinstance(text, str):
-        raise BadTensor((pointer, "base64 data are a string"))
+        raise BadTensor((pointer, f"{shown(text)} is no base64: such data are a string"))
     wanted = math.prod(shape) * dtype.itemsize
     if len(text) != 4 * -(-wanted // 3):
         counted = f"{wanted} bytes in base64 are {4 * -(-wanted // 3)} characters, not {len(text)}"
@@ -319,7 +332,12 @@ def _base64(text: object, dtype: np.dtype[Any], shape: tuple[int, ...], pointer:
     try:
         raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise BadTensor((pointer, "not base64 (RFC 4648, section 4, with padding)")) from None
+        odd = re.search("[^A-Za-z0-9+/]", text.rstrip("="))
+        what = f"{shown(odd[0])} at character {odd.start()}" if odd else f"the padding of {shown(text[-4:])}"
+        raise BadTensor((pointer, f"{what} is not base64 (RFC 4648, section 4, with padding)")) from None
     if len(raw) != wanted:
         raise BadTensor((pointer, f"{len(raw)} bytes where shape {list(shape)} of {dtype.name} has {wanted}"))
+    if (canonical := base64.b64encode(raw).decode()) != text:
+        ends = f"the end {shown(text[-4:])} has bits that are no part of a byte; write {shown(canonical[-4:])}"
+        raise BadTensor((pointer, f"not canonical base64 (RFC 4648, section 3.5): {ends}"))
     return np.frombuffer(raw, dtype=dtype).reshape(shape)

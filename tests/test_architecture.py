@@ -22,7 +22,7 @@ LAYERS = {
     "engine": """errors, model < figures, registry < formats, ops < summation, elementary < arithmetic, bounds
         < variants, truth, inputs < measurement, screen < metrics, faults < survey, policies < verify
         < limits, sweep, compare < codec < __init__""",
-    "service": "__init__ < settings, errors, split < tensors < schemas < tasks < compute < guard < routes, pages < app < cli",
+    "service": "__init__ < settings, errors, logs, split < tensors < schemas < tasks < compute < guard < routes, pages < app < cli",
 }
 RANKS = {
     package: {name.strip(): rank for rank, layer in enumerate(text.split("<")) for name in layer.split(",")}

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from service.errors import KINDS, MEDIA_TYPE, Finding, Problem
+from service.tasks import ASK_LESS
 
 REF = "#/components/schemas/{model}"
 
@@ -29,10 +30,7 @@ def returns(model: type[BaseModel] | None, *statuses: int, example: Any = None) 
 _FLOAT17 = (
     "unknown format 'float17'; known: float16, bfloat16, float32, float64, float8_e4m3fn, float8_e5m2; did you mean 'float16'?"
 )
-_TOO_LONG = (
-    "estimated at 39.6 s, above the limit estimate_seconds = 20; "
-    "`softgauge evaluate` computes it without a server and without this limit"
-)
+_TOO_LONG = f"estimated at 39.6 s, above the limit estimate_seconds = 20; {ASK_LESS['evaluate']}"
 _EXAMPLES = {
     row.status: row
     for row in (
@@ -58,5 +56,6 @@ def problem(status: int) -> dict[str, Any]:
     media = {"schema": {"$ref": REF.format(model="Problem")}, "example": example}
     described: dict[str, Any] = {"description": "; ".join(title for _, title in kinds), "content": {MEDIA_TYPE: media}}
     if status in (429, 503):
-        described["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
+        told = "seconds; absent where a retry would end in the same way (a deadline)" if status == 503 else "seconds"
+        described["headers"] = {"Retry-After": {"description": told, "schema": {"type": "integer"}}}
     return described

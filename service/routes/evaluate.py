@@ -23,4 +23,5 @@ async def evaluate(request: Request) -> Response:
     """One outcome for each format and variant: its status, every metric, the worst elements, and which step broke."""
     pool, limits = request.app.state.pool, request.app.state.settings.limits
     given = await guard.json_body(request, limits)
-    return Response(await guard.unless_gone(request, pool.answer("evaluate", given)), media_type="application/json")
+    answer = pool.answer("evaluate", given, guard.request_id(request))
+    return Response(await guard.unless_gone(request, answer), media_type="application/json")

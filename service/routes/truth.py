@@ -23,4 +23,5 @@ async def truth(request: Request) -> Response:
     """Proven, not estimated: what cannot be decided within the precision cap is refused."""
     pool, limits = request.app.state.pool, request.app.state.settings.limits
     given = await guard.json_body(request, limits)
-    return Response(await guard.unless_gone(request, pool.answer("truth", given)), media_type="application/json")
+    answer = pool.answer("truth", given, guard.request_id(request))
+    return Response(await guard.unless_gone(request, answer), media_type="application/json")

@@ -1,5 +1,6 @@
 """A computing process that dies, hangs, prints or eats memory costs its own request a problem document, and no other anything."""
 
+import json
 import os
 import signal
 import socket
@@ -15,8 +16,15 @@ import pytest
 GOOD = {"op": "softmax", "logits": [0, 1, 2], "formats": ["float32"], "variants": ["naive"]}
 
 
-def ask(client, op="softmax", **changes):
-    return client.post("/v1/evaluate", json={**GOOD, "op": op, **changes})
+def ask(client, op="softmax", request_id="", **changes):
+    return client.post("/v1/evaluate", json={**GOOD, "op": op, **changes}, headers={"X-Request-ID": request_id})
+
+
+def logged(client, **wanted):
+    """The records of the log with these fields; every line is one JSON object of the one form."""
+    rows = [json.loads(line) for line in client.log.read_text().splitlines()]
+    assert all(list(row)[:4] == ["time", "level", "logger", "message"] for row in rows)
+    return [row for row in rows if wanted.items() <= row.items()]
 
 
 def children(client):
@@ -77,38 +85,67 @@ def test_a_process_that_hangs_is_stopped_at_its_deadline(bad, is_problem, how):
     started = time.monotonic()
     answer = ask(bad, how)
     assert 0.9 < time.monotonic() - started < 4
-    is_problem(answer, 503, "deadline")
-    assert answer.headers["retry-after"]
+    detail = is_problem(answer, 503, "deadline")["detail"]
+    assert "its deadline of 1 s, deadline_seconds = 1; ask for fewer rows, formats or variants; `softgauge" in detail
+    assert "retry-after" not in answer.headers
     assert eventually(lambda: len(children(bad) - before) == 1)
     assert eventually(lambda: ask(bad).status_code == 200)
 
 
+def test_a_deadline_that_the_estimate_moved_is_named_with_it(bad, is_problem):
+    detail = is_problem(ask(bad, "slowest"), 503, "deadline")["detail"]
+    assert "its deadline of 1.2 s, deadline_factor = 1 times the estimate of 1.2 s; ask for fewer" in detail
+
+
 def test_a_process_that_eats_memory_meets_its_limit(bad, is_problem):
-    is_problem(ask(bad, "hog"), 413, "too-much-memory")
+    answer = ask(bad, "hog")
+    detail = is_problem(answer, 413, "too-much-memory")["detail"]
+    assert "worker_memory_bytes = 2147483648 allows one process; ask for fewer rows, formats or variants; `softgauge" in detail
+    assert "retry-after" not in answer.headers
     assert eventually(lambda: ask(bad).status_code == 200)
 
 
 def test_an_unexpected_error_says_nothing_of_itself_but_to_the_log(bad, is_problem):
-    answer = ask(bad, "raise")
+    assert eventually(lambda: len(children(bad)) == 3)
+    before = children(bad)
+    answer = ask(bad, "raise", "raised")
     is_problem(answer, 500, "internal")
     assert "secret" not in answer.text
-    assert "a secret of the engine" in bad.log.read_text()
+    (line,) = logged(bad, request_id="raised", message="a computation failed")
+    assert (line["level"], line["logger"]) == ("error", "softgauge.compute")
+    assert line["pid"] in before
+    assert line["traceback"].startswith("Traceback (most recent call last):\n")
+    assert line["traceback"].endswith("ZeroDivisionError: a secret of the engine\n")
 
 
 def test_a_disagreement_is_no_answer_but_one_line_of_the_log_and_the_end_of_its_process(bad, is_problem):
     assert eventually(lambda: len(children(bad)) == 3)
     before = children(bad)
-    answer = ask(bad, "disagree")
+    answer = ask(bad, "disagree", "disagreed")
     is_problem(answer, 500, "internal")
     assert "secret" not in answer.text
-    lines = [line for line in bad.log.read_text().splitlines() if "0x1.8p+1" in line]
-    assert lines == ["two tiers disagree about the truth: softmax, float32, logits 0x1.8p+1: a secret of the engine"]
+    (line,) = logged(bad, request_id="disagreed", logger="softgauge.compute")
+    assert line["message"] == "two tiers disagree about the truth: softmax, float32, logits 0x1.8p+1: a secret of the engine"
+    assert line["pid"] in before
     assert eventually(lambda: before - children(bad))
     assert eventually(lambda: ask(bad).status_code == 200)
 
 
-def test_what_a_process_prints_harms_no_answer(bad):
-    assert list(ask(bad, "print").json()) == ["pid"]
+@pytest.mark.parametrize(("how", "status"), [("die", -signal.SIGKILL), ("abort", -signal.SIGABRT)])
+def test_a_process_that_dies_under_a_request_is_a_line_of_the_log(bad, how, status):
+    assert eventually(lambda: len(children(bad)) == 3)
+    before = children(bad)
+    ask(bad, how, f"it-{how}s")
+    (line,) = logged(bad, request_id=f"it-{how}s", level="error")
+    assert line["message"] == f"a computing process died under a request: exit status {status}"
+    assert line["pid"] in before
+
+
+def test_what_a_process_prints_harms_no_answer_and_no_line_of_the_log(bad):
+    answer = ask(bad, "print").json()
+    assert list(answer) == ["pid"]
+    assert eventually(lambda: logged(bad, pid=answer["pid"], message="a computing process wrote: noise"))
+    assert eventually(lambda: logged(bad, pid=answer["pid"], message="a computing process wrote: a line too long to repeat"))
 
 
 def test_a_client_that_leaves_frees_its_process_within_a_second(bad):
@@ -182,6 +219,7 @@ def test_processes_that_do_not_come_up_leave_the_service_alive_and_do_not_spin(s
         assert client.get("/health/live").status_code == 200
         assert client.get("/").status_code == 200
         assert client.log.read_text().count("did not come up") < 16
+        assert logged(client, message="a computing process wrote: no start today")
 
 
 def test_health_answers_while_every_core_computes(service):

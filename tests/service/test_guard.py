@@ -107,6 +107,42 @@ class TestBodies:
         is_problem(service.post(path, content=b"{}", headers=headers), 422)
 
 
+BROKEN = {
+    "two lengths": head(2, "Content-Length: 3") + b"{}",
+    "a negative length": head(-1),
+    "no Host": b"GET / HTTP/1.1\r\n\r\n",
+    "two Hosts": head(2, "Host: localhost") + b"{}",
+    "no HTTP": b"\x16\x03\x01 hello\r\n\r\n",
+    "a long odd header": head(2, "X: " + "\x00" * 5000) + b"{}",
+    "a bad chunk": head(0, "Transfer-Encoding: chunked", "X-Request-ID: bad-chunk") + b"zz\r\n{}\r\n",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_no_http_is_a_problem_too(service, name):
+    top, body = raw(service, BROKEN[name]).split(b"\r\n\r\n", 1)
+    lines = top.decode().lower().split("\r\n")
+    assert lines[0] == "http/1.1 400 bad request"
+    assert {"content-type: application/problem+json", "connection: close", "x-content-type-options: nosniff"} <= set(lines)
+    found = json.loads(body)
+    assert list(found) == ["type", "title", "status", "detail", "instance", "errors", "request_id"]
+    assert (found["type"], found["status"]) == ("urn:softgauge:problem:malformed", 400)
+    assert "is no request of HTTP/1.1: " in found["detail"]
+    assert len(found["detail"]) < 200
+    assert f"x-request-id: {found['request_id']}" in lines
+    assert recorded(service, found["request_id"]) in (400, 499)  # of a broken body the handler says 499
+    if name == "a bad chunk":
+        assert (found["request_id"], found["instance"]) == ("bad-chunk", "/v1/evaluate")
+
+
+def test_a_bad_chunk_after_the_answer_ends_the_connection_and_is_no_failure_of_the_service(service):
+    got = raw(service, head(0, "Transfer-Encoding: chunked").replace(b"application/json", b"text/plain"), b"zz\r\n", pause=0.2)
+    assert got.startswith(b"HTTP/1.1 415")
+    assert service.get("/health/live").status_code == 200
+    assert "Traceback" not in service.log.read_text()
+    assert "traceback" not in service.log.read_text()
+
+
 def test_a_chunked_body_is_counted(service):
     chunk = b"100000\r\n" + b" " * 0x100000 + b"\r\n"
     assert b" 413 " in raw(service, head(0, "Transfer-Encoding: chunked"), *[chunk] * 4, b"1\r\n \r\n")

@@ -1,6 +1,7 @@
 """The bytes of a request become a problem of the engine, or a problem document that echoes nothing long."""
 
 import json
+import math
 import time
 
 import numpy as np
@@ -38,7 +39,8 @@ def refused(document, kind, match=None, task="evaluate", limits=None):
         (b"\xff{}", "UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"op": ' + b"9" * 4_000_000 + b"}", "digits"),
-        (b'{"op": "softmax", "op": "softmax"}', "same name"),
+        (b'{"op": "softmax", "axis": 1, "op": "softmax"}', 'same name, "op"; leave one out'),
+        (b'{"' + b"k" * 70 + b'": 1, "' + b"k" * 70 + b'": 1}', r"same name, \"k{60}\.\.\.\" \(70 characters\)"),
     ],
 )
 def test_what_is_no_json_is_malformed(body, match):
@@ -65,10 +67,15 @@ def test_what_is_no_json_is_malformed(body, match):
         ({"logits": [1, False]}, "/logits/1"),
         ({"logits": None, "inputs": {"family": "gaussian", "rows": 0, "n": 2, "seed": 0}}, "/inputs/rows"),
         ({"logits": None, "inputs": {"family": "gaussian", "rows": 1, "n": 2}}, "/inputs/seed"),
-        ({"logits": None, "inputs": {"family": "gaussian", "rows": 1, "n": 2, "seed": 0, "sigma": None}}, "/inputs"),
-        ({"logits": None, "inputs": {"family": "gaussian", "rows": 1, "n": 2, "seed": 0, "sigma": True}}, "/inputs"),
+        ({"logits": None, "inputs": {"family": "gaussian", "rows": 1, "n": 2, "seed": 0, "sigma": None}}, "/inputs/sigma"),
+        ({"logits": None, "inputs": {"family": "gaussian", "rows": 1, "n": 2, "seed": 0, "sigma": True}}, "/inputs/sigma"),
         ({"logits": None, "inputs": {"family": "gaussian", "rows": 1, "n": 2, "seed": 0, "sigma": [1]}}, "/inputs/sigma"),
-        ({"logits": None, "inputs": {"family": "gaussian", "rows": 1, "n": 2, "seed": 0, "surplus": 1}}, "/inputs"),
+        ({"logits": None, "inputs": {"family": "gaussian", "rows": 1, "n": 2, "seed": 0, "surplus": 1}}, "/inputs/surplus"),
+        (
+            {"logits": None, "inputs": {"family": "masked", "rows": 1, "n": 2, "seed": 0, "sigma": 2, "fraction": 2}},
+            "/inputs/fraction",
+        ),
+        ({"logits": None, "inputs": {"family": "gaussian", "rows": 1, "n": 2, "seed": 0, "sigma": 10**400}}, "/inputs/sigma"),
         ({"axis": 0}, "/axis"),
         ({"axis": -2}, "/axis"),
         ({"axis": 2}, "/axis"),
@@ -94,6 +101,50 @@ def test_what_is_no_json_is_malformed(body, match):
 )
 def test_what_does_not_fit_is_invalid_and_named_by_its_place(change, pointer):
     assert refused({**GOOD, **change}, "invalid").errors[0].pointer == pointer
+
+
+FAMILY = {"family": "gaussian", "rows": 1, "n": 2, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "detail"),
+    [
+        ({"axis": -1.0}, "/axis: -1.0 is no integer; write one without fraction"),
+        ({"axis": True}, "/axis: true is no integer"),
+        ({"axis": math.nan}, "/axis: NaN is no integer"),
+        ({"worst": None}, "/worst: null is no integer"),
+        ({"worst": -1}, "/worst: -1 is below 0; write 0 or more"),
+        ({"op": 3}, "/op: 3 is no string; write a name in quotes"),
+        ({"op": ["softmax"]}, "/op: a list of 1 items is no string"),
+        ({"op": ""}, '/op: "" has fewer than 1 characters; write a name'),
+        ({"op": "x" * 65}, '/op: "' + "x" * 60 + '..." (65 characters) has more than 64 characters; no name has'),
+        ({"op": "\ud800"}, '/op: "\\ud800" is no text'),
+        ({"fma": 1}, "/fma: 1 is no boolean; write true or false"),
+        ({"include": ["x"]}, "/include/0: \"x\" is not known; write 'values', 'truth' or 'ranks'"),
+        ({"include": {}}, "/include: an object is no list"),
+        ({"formats": []}, "/formats: a list of 0 items has fewer than 1; write that many or more"),
+        ({"formats": ["f"] * 17}, "/formats: a list of 17 items has more than 16; write that many or fewer"),
+        ({"surplus": 1}, '/surplus: "surplus" is no field here; known: accumulator, axis, '),
+        ({"logits": [1], "inputs": FAMILY}, "/logits: exactly one of logits and inputs is needed, and both are given"),
+        ({"logits": None}, "/logits: exactly one of logits and inputs is needed, and neither is given"),
+        ({"logits": None, "inputs": 3}, "/inputs: 3 is no object; write one in braces"),
+        ({"logits": None, "inputs": {**FAMILY, "rows": 0}}, "/inputs/rows: 0 is below 1; write 1 or more"),
+        ({"logits": None, "inputs": {**FAMILY, "seed": 2**63}}, "/inputs/seed: 9223372036854775808 is above 9223372036854775807"),
+        ({"logits": None, "inputs": {"family": "equal", "rows": 1, "n": 1}}, "/inputs/seed: it is needed and was not given"),
+        (
+            {"logits": None, "inputs": {**FAMILY, "sigma": None}},
+            "/inputs/sigma: null is no parameter of a family; that is a finite",
+        ),
+        ({"logits": None, "inputs": {**FAMILY, "sigma": True}}, "/inputs/sigma: true is no parameter"),
+        ({"logits": None, "inputs": {**FAMILY, "sigma": -1}}, "sigma is -1; it is a number from 0 to 1e+300"),
+        (
+            {"logits": None, "inputs": {**FAMILY, "s" * 65: 1}},
+            "/inputs/" + "s" * 64 + ': "' + "s" * 60 + '..." (65 characters) is no parameter',
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_with_its_value_the_rule_and_the_way_out(change, detail):
+    assert detail in refused({**GOOD, **change}, "invalid").detail
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
@@ -249,7 +300,10 @@ def test_what_is_too_large_names_the_limit(change, limits):
 
 def test_what_would_take_too_long_is_refused_with_its_estimate_and_a_way_out():
     problem = refused(
-        GOOD, "too-long", "estimated at .* estimate_seconds = 1e-12.*softgauge evaluate", limits=Limits(estimate_seconds=1e-12)
+        GOOD,
+        "too-long",
+        "estimated at .* estimate_seconds = 1e-12; ask for fewer rows, .*softgauge evaluate",
+        limits=Limits(estimate_seconds=1e-12),
     )
     assert problem.status == 413
 
@@ -295,6 +349,33 @@ def test_so_many_logits_are_audited(monkeypatch, logits):
     monkeypatch.setattr(engine, "evaluate", lambda *given, audit, **options: asked.append(audit) or real(*given, **options))
     run("evaluate", GOOD, Limits(audit_logits=logits))
     assert asked == [logits]
+
+
+@pytest.mark.parametrize("worst", [8, 0])
+@pytest.mark.parametrize("lists_only", [True, False])
+def test_what_is_undecided_names_worst_0_where_that_has_an_answer(monkeypatch, worst, lists_only):
+    real = engine.evaluate
+
+    def undecided(*given, worst, **options):
+        if worst or not lists_only:
+            raise engine.Undecided("a decimal is undecided at 8192 bits")
+        return real(*given, worst=worst, **options)
+
+    monkeypatch.setattr(engine, "evaluate", undecided)
+    if lists_only and not worst:
+        assert run("evaluate", {**GOOD, "worst": 0})["outcomes"][0]["worst"] == []
+        return
+    detail = refused({**GOOD, "worst": worst}, "undecided", "a decimal is undecided at 8192 bits; ").detail
+    assert ('with "worst": 0 there is an answer' in detail) == lists_only
+    assert ("the same request stays undecided; change that row or leave it out" in detail) != lists_only
+
+
+def test_a_truth_that_is_undecided_names_the_way_out(monkeypatch):
+    def undecided(*_, **__):
+        raise engine.Undecided("softmax of a row of 2 logits is undecided at 8192 bits")
+
+    monkeypatch.setattr(engine, "certify", undecided)
+    refused(TRUTH, "undecided", "at 8192 bits; the same request stays undecided; change that row or leave it out", task="truth")
 
 
 def test_a_disagreement_is_no_fault_of_the_request(monkeypatch):

@@ -81,18 +81,20 @@ def test_flat_data_fill_the_declared_shape_row_by_row():
         ([1, True], "true is not a number", "/x/1"),
         ([[1, None]], "null is not a number", "/x/0/1"),
         ([1, {}], "an object is not a number", "/x/1"),
-        ([math.nan], "not a finite number", "/x/0"),
-        ([math.inf], "not a finite number", "/x/0"),
-        ([10**400], "beyond the largest float64", "/x/0"),
+        ([math.nan], 'NaN is not a finite number; non-finite ones are the strings "NaN"', "/x/0"),
+        ([-math.inf], "-Infinity is not a finite number", "/x/0"),
+        ([10**400], "an integer of 1329 bits is beyond the largest float64; give at most 1.79769", "/x/0"),
         ([0, 2**53 + 1], "'9007199254740993' is no binary64 number", "/x/1"),
         (["nan"], "'nan' is not a number", "/x/0"),
         (["1.5"], "'1.5' is not a number", "/x/0"),
         (["inf"], "'inf' is not a number", "/x/0"),
         (["1e1000000000"], "is not a number", "/x/0"),
         (["0x1p99999"], "beyond the largest float64", "/x/0"),
-        (["0x1p-1075"], "needs more bits", "/x/0"),
+        (["0x1p-999999"], "'0x1p-999999' underflows: the smallest float64 is 0x1p-1074; give that, or 0", "/x/0"),
+        (["-0x1p-1075"], "underflows", "/x/0"),
+        (["0x1.8p-1074"], "needs more bits than there are; the nearest is 0x0.0000000000002p-1022", "/x/0"),
         (["0x1.00000000000001p0"], "needs more bits", "/x/0"),
-        (["0x" + "1" * 100 + "p0"], "at most 64", "/x/0"),
+        (["0x" + "1" * 100 + "p0"], r'"0x1{58}\.\.\." \(104 characters\) is too long: .* max_string = 64', "/x/0"),
     ],
 )
 def test_what_is_no_list_of_numbers_is_named_by_its_place(value, match, pointer):
@@ -109,25 +111,26 @@ GOOD = {"dtype": "float32", "shape": [2], "data": [1, 2]}
         ({"dtype": "fp8"}, "ambiguous"),
         ({"dtype": "e4m3"}, "ambiguous"),
         ({"dtype": "int64"}, "unknown format"),
-        ({"dtype": 32}, "name of a format"),
+        ({"dtype": 32}, "32 is no dtype: that is the name of a format"),
         ({"shape": [3]}, "do not fill"),
-        ({"shape": [0]}, "at least 1"),
+        ({"shape": [0]}, "0 is no extent: .* at least 1"),
         ({"shape": [-2]}, "at least 1"),
-        ({"shape": [2.0]}, "list of integers"),
+        ({"shape": [2.0]}, "2.0 is no extent: shape is a list of integers"),
+        ({"shape": "2"}, '"2" is no shape'),
         ({"shape": [True, 2]}, "list of integers"),
         ({"shape": []}, "rank"),
-        ({"shape": [1, 1, 1, 1, 2]}, "rank"),
-        ({"shape": [10**12]}, "at most max_elements"),
+        ({"shape": [1, 1, 1, 1, 2]}, "rank 5; the rank is 1 to 4"),
+        ({"shape": [10**12]}, "at most max_elements = 2000000 elements, not 1000000000000; send fewer rows"),
         ({"shape": [10**30, 10**30]}, "at most max_elements"),
         ({"data": [0.1, 1]}, "0.1 is no float32"),
         ({"data": [1e39, 1]}, "is no float32"),
-        ({"rounding": "up"}, "only rounding"),
-        ({"surplus": 1}, "unknown field"),
-        ({"encoding": "gzip"}, "encodings are"),
-        ({"encoding": None}, "encodings are"),
-        ({"encoding": "bits", "rounding": "nearest"}, "unknown field"),
-        ({"encoding": "bits", "data": [1, -1]}, "0 to 4294967295"),
-        ({"encoding": "bits", "data": [1, 2**32]}, "0 to 4294967295"),
+        ({"rounding": "up"}, '"up" is no rounding: "nearest" is the only one'),
+        ({"surplus": 1}, '"surplus" is no field of this tensor; known here: dtype, shape, data, rounding'),
+        ({"encoding": "gzip"}, '"gzip" is no encoding: base64 and bits are'),
+        ({"encoding": None}, "null is no encoding"),
+        ({"encoding": "bits", "rounding": "nearest"}, '"rounding" is no field of this tensor; .* encoding'),
+        ({"encoding": "bits", "data": [1, -1]}, "-1 is no bit pattern of float32: those are 0 to 4294967295"),
+        ({"encoding": "bits", "data": [1, str(2**32)]}, "4294967296 is no bit pattern of float32"),
         ({"encoding": "bits", "data": [1, 1.5]}, "no bit pattern"),
         ({"encoding": "bits", "data": [1, False]}, "no bit pattern"),
         ({"encoding": "bits", "data": [1, "9" * 21]}, "no bit pattern"),
@@ -135,11 +138,22 @@ GOOD = {"dtype": "float32", "shape": [2], "data": [1, 2]}
         ({"encoding": "base64", "data": "AAAA"}, "does not match"),
         ({"encoding": "base64", "data": "AAAAAAAAAAA!"}, "not base64"),
         ({"encoding": "base64", "data": "AAAAAAAAAAAA"}, "9 bytes"),
-        ({"encoding": "base64", "data": [1, 2]}, "are a string"),
+        ({"encoding": "base64", "data": [1, 2]}, "a list of 2 items is no base64: such data are a string"),
+        ({"shape": [1], "encoding": "base64", "data": "AAAAAB=="}, 'not canonical base64 .*: the end "AB==" .*; write "AA=="'),
+        ({"dtype": "float16", "shape": [1], "encoding": "base64", "data": "AAB="}, "not canonical base64"),
+        ({"encoding": "base64", "data": "AAAAA!AAAAA="}, '"!" at character 5 is not base64'),
+        ({"encoding": "base64", "data": "AAAAAAAA===="}, "6 bytes where shape"),
+        ({"encoding": "base64", "data": "AAAAAAAAA==="}, 'the padding of "A===" is not base64'),
     ],
 )
 def test_a_tensor_object_is_exactly_what_it_declares(change, match):
     refused({**GOOD, **change}, match)
+
+
+def test_an_unknown_field_of_a_tensor_is_named_and_has_its_place():
+    findings = refused({**GOOD, "a/b": 1, "c": 2}, "a/b")
+    assert [pointer for pointer, _ in findings] == ["/x/a~1b", "/x/c"]
+    assert len(refused({**GOOD, **{f"k{i}": 1 for i in range(1000)}}, "k0")) == 20
 
 
 @pytest.mark.parametrize("missing", GOOD)
@@ -177,6 +191,9 @@ def test_targets_of_the_logits_shape_are_weights():
     assert read_targets([[0, 1, 0]], "/x", LIMITS, (1, 3)).dtype == np.float64
 
 
-@pytest.mark.parametrize("bad", [[0.0], [True], ["1"], [2**63], [None]])
-def test_a_class_index_is_an_integer(bad):
-    refused(bad, "class ind", read_targets, (1, 3))
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [(0.0, "0.0"), (True, "true"), ("1", '"1"'), (2**63, "9223372036854775808"), (None, "null"), (10**99, "329 bits")],
+)
+def test_a_class_index_is_an_integer(bad, named):
+    refused([bad], f"{named} is .*class ind", read_targets, (1, 3))
