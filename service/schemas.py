@@ -477,7 +477,11 @@ class Certificate(BaseModel):
 
     relative_bound_log2: Annotated[float | None, Field(description=_RELATIVE_BOUND_LOG2)]
     tiers: Annotated[
-        dict[str, int], Field(description="elements by the finest tier that looked at them: T0, T1, T2 in NumPy, T3 in mpmath")
+        dict[str, int],
+        Field(
+            description="elements by the tier that decided what they are: T0, T1, T2 in NumPy, T3 in mpmath; "
+            "a maximum or a decimal may be refined by finer ones"
+        ),
     ]
     coverage: Annotated[float, Field(description="share of the elements whose truth is proven: 1, or there is no answer")]
 
