@@ -184,16 +184,6 @@ class Outcome:
     truth: Array | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """An output made elsewhere, measured against the truth."""
-
-    metrics: Metrics
-    worst: tuple[Worst, ...]
-    bound: Bound
-    certificate: Certificate
-
-
 @dataclass(frozen=True)
 class Engine:
     """Who answered: package version, schema number of the answer, fingerprint of NumPy and the processor features in use."""
@@ -201,6 +191,26 @@ class Engine:
     version: str
     schema: int
     fingerprint: str
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """An output made elsewhere, measured against the truth. format: the output's, in which it was measured."""
+
+    op: str
+    rows: int
+    n: int
+    logits_dtype: str
+    logits_shape: tuple[int, ...]
+    logits_digest: str
+    format: str
+    output_digest: str
+    nonfinite: str
+    engine: Engine
+    metrics: Metrics
+    worst: tuple[Worst, ...]
+    bound: Bound
+    certificate: Certificate
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,9 +108,25 @@ def measure(
     _check_options("numpy", include, worst)
     truth = Truth(problem, formats.of(output))
     if output.shape != truth.shape:
-        raise InvalidProblem(f"output has shape {list(output.shape)}; for these logits it must be {list(truth.shape)}")
+        mean = "; a number for each row, not their mean (reduction none)" if truth.op.output == "rows" and output.size == 1 else ""
+        raise InvalidProblem(f"output has shape {list(output.shape)}; for these logits it must be {list(truth.shape)}{mean}")
     judged = _judge(output, truth, truth.fmt, ranks="ranks" in include, count=worst, map=map, audit=audit)
-    return Measured(judged.metrics, judged.worst, judged.bound, judged.certificate)
+    return Measured(
+        op=problem.op,
+        rows=truth.rows,
+        n=problem.logits.shape[-1],
+        logits_dtype=formats.of(problem.logits).name,
+        logits_shape=problem.logits.shape,
+        logits_digest=digest(problem.logits),
+        format=truth.fmt.name,
+        output_digest=digest(output),
+        nonfinite="ieee",
+        engine=this_engine(),
+        metrics=judged.metrics,
+        worst=judged.worst,
+        bound=judged.bound,
+        certificate=judged.certificate,
+    )
 
 
 def certify(problem: Problem, format: str, digits: int = 30) -> TruthAnswer:

@@ -1,10 +1,12 @@
 """The command line: `softgauge serve`, and `softgauge evaluate` and `softgauge measure`, which need no server.
 
-Exit status: 0 done; 1 a status that --fail-on names; 2 what was asked cannot be done as written; 3 an internal failure.
+Exit status: 0 done; 1 what --fail-on names; 2 what was asked cannot be done as written; 3 it could not be finished (a failure
+of ours, too little memory); 130 interrupted.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import mmap
@@ -67,13 +69,17 @@ class Commands(click.Group):
     """The group, which tells what was refused from what failed."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; end with status 3 on a failure that is ours, never with the 1 of --fail-on."""
+        """Run a command; end with status 3 on what could not be finished, never with the 1 of --fail-on."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
+            click.echo("softgauge: interrupted", err=True)
             raise click.exceptions.Exit(130) from None
+        except MemoryError as error:
+            detail = f"not enough memory{f': {error}' * bool(str(error))}"
+            raise Failed(f"{detail}; give fewer rows, fewer --processes, or more memory (ulimit -v)") from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has no reader
             raise click.exceptions.Exit(3) from None
@@ -125,6 +131,7 @@ _LOGITS = "Rows such as '1000,1001;0,-inf', or a .npy, .npz, .safetensors or .js
 _KEY = "Which tensor of an .npz or .safetensors file.  [default: the only one, else logits]"
 _TARGETS = "Class indices separated by commas, one for each row of logits; or distributions, written like the logits."
 _WORST = "How many of the worst elements to name for each outcome.  [default: 1; 8 with --json]"
+_AUDIT = f"Logits of a sample of each larger outcome that mpmath judges again; the service: {LIMITS.audit_logits}."
 _PROCESSES = f"Processes that compute, each a part of the rows.  [default: 1; from {LARGE:,} logits on, one for each core]"
 
 
@@ -152,6 +159,7 @@ _axes = _options(
 _shown = _options(
     click.option("--worst", type=click.IntRange(0, LIMITS.max_worst), help=_WORST),
     click.option("--processes", type=click.IntRange(1, 1024), help=_PROCESSES),
+    click.option("--audit", type=click.IntRange(0), default=0, show_default=True, help=_AUDIT),
 )
 
 
@@ -174,7 +182,13 @@ _shown = _options(
 @click.option("--json", "as_json", is_flag=True, help="Write the answer of POST /v1/evaluate instead of a table.")
 @click.option("--fail-on", type=click.Choice(["unstable", "inaccurate"]), help="Exit with 1 at this status or a worse one.")
 def evaluate(
-    as_json: bool, fail_on: str | None, worst: int | None, processes: int | None, formats: Sequence[str], **asked: Any
+    as_json: bool,
+    fail_on: str | None,
+    worst: int | None,
+    processes: int | None,
+    audit: int,
+    formats: Sequence[str],
+    **asked: Any,
 ) -> None:
     """Run the built-in variants of an op and measure them against the certified truth. No server is needed."""
     options = {name: asked.pop(name) for name in ("summation", "include")}
@@ -183,7 +197,8 @@ def evaluate(
     with _failures():
         problem = _problem(**asked)
         with _split(problem, processes) as run, _progress() as progress:
-            evaluation = engine.evaluate(problem, **options, worst=_count(worst, as_json), progress=progress, map=run)
+            options |= {"worst": _count(worst, as_json), "progress": progress, "map": run, "audit": audit}
+            evaluation = engine.evaluate(problem, **options)
     if as_json:
         _write_json(evaluation)
     else:
@@ -194,6 +209,8 @@ def evaluate(
 
 
 # ---- softgauge measure -----------------------------------------------------------------------------------------------
+
+_FAIL_ON = "Exit with 1 at a special mismatch; or also (exceeded) at an element beyond the rule of the bound."
 
 
 @main.command()
@@ -206,20 +223,31 @@ def evaluate(
 @click.option("--ranks", is_flag=True, help="Count the rank inversions too.")
 @_shown
 @click.option("--json", "as_json", is_flag=True, help="Write every figure as JSON instead of a table.")
+@click.option("--fail-on", type=click.Choice(["mismatch", "exceeded"]), help=_FAIL_ON)
 def measure(
-    as_json: bool, worst: int | None, processes: int | None, ranks: bool, output: str, output_key: str | None, **asked: Any
+    as_json: bool,
+    fail_on: str | None,
+    worst: int | None,
+    processes: int | None,
+    audit: int,
+    ranks: bool,
+    output: str,
+    output_key: str | None,
+    **asked: Any,
 ) -> None:
     """Measure an output made elsewhere against the certified truth, in the format it is stored in. No server is needed."""
     with _failures():
         problem = _problem(**asked)
         found = _output(problem, output, output_key)
         with _split(problem, processes) as run, _progress():
-            include = ("ranks",) if ranks else ()
-            measured = engine.measure(problem, found, include=include, worst=_count(worst, as_json), map=run)
+            options: dict[str, Any] = {"include": ("ranks",) if ranks else (), "worst": _count(worst, as_json)}
+            measured = engine.measure(problem, found, **options, map=run, audit=audit)
     if as_json:
         _write_json(measured)
     else:
         click.echo(_report_measured(problem, found, measured), nl=False)
+    if (fail_on and measured.metrics.special_mismatch) or (fail_on == "exceeded" and measured.bound.exceeded):
+        raise click.exceptions.Exit(1)
 
 
 def _output(problem: engine.Problem, given: str, key: str | None) -> tensors.Array:
@@ -239,9 +267,23 @@ def _failures() -> Iterator[None]:
     except engine.Disagreement:
         raise
     except engine.EngineError as error:
-        raise Refused(str(error)) from None
+        raise Refused(_blamed(str(error))) from None
     except SplitError as error:
         raise Failed(str(error)) from None
+
+
+def _blamed(message: str) -> str:
+    """What the engine says of a tensor, with the option that gave it, or would give it."""
+    match = re.search(r"\b(logits|target|class ind|grad_output|output\b)", message)
+    name = {"target": "targets", "class ind": "targets"}.get(match[0], match[0]) if match else ""
+    given = click.get_current_context().params.get(name)
+    if given is not None:
+        return f"{_option(name)}: {given[:200]}: {message}"
+    return f"{message}: give {_option(name)}" if f"needs {name}" in message else message
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 @contextmanager
@@ -360,15 +402,31 @@ def _tensor(name: str, given: str, key: str | None, read: Callable[[object], ten
             return _stored(_FILES[suffix](_file(given), key, name), name)
         if key is not None:
             raise ValueError("a key chooses a tensor of an .npz or .safetensors file")
-        return read(_document(_file(given)) if suffix == ".json" else _rows(given))
+        return read(_document(_file(given)) if suffix == ".json" else _typed(given))
     except tensors.BadTensor as error:
         place, detail = error.findings[0]
         raise Refused(f"{place}: {detail}") from None
     except OSError as error:
-        raise Refused(f"--{name.replace('_', '-')}: {given}: {error.strerror or error}") from None
+        raise Refused(f"{_option(name)}: {given}: {error.strerror or error}") from None
+    except MemoryError:
+        raise
     except Exception as error:  # noqa: BLE001  a broken file makes its reader raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Refused(f"--{name.replace('_', '-')}: {given[:200]}: {reason}") from None
+        raise Refused(f"{_option(name)}: {given[:200]}: {reason}") from None
+
+
+def _typed(text: str) -> object:
+    """The rows of a text; what is no number may be the name of something that is no file known here."""
+    try:
+        return _rows(text)
+    except ValueError:
+        if os.path.isdir(text):
+            raise ValueError(f"a directory; name a file that ends in {_KNOWN}") from None
+        if os.path.exists(text):
+            raise ValueError(f"a file of an unknown kind; files end in {_KNOWN}") from None
+        if "/" in text:
+            raise ValueError(f"no such file; files end in {_KNOWN}") from None
+        raise
 
 
 def _rows(text: str) -> object:
@@ -431,7 +489,9 @@ def _npy(path: Path, key: str | None, _name: str) -> tensors.Array:
     try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError):  # an empty file, or one on a file system that maps none
+    except (OSError, ValueError) as error:  # an empty file, or one on a file system that maps none
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise MemoryError(f"{path} has {path.stat().st_size} bytes to map") from None
         return _from_npy(raw := _read(path), BytesIO(raw))
     return _from_npy(mapped, mapped)
 
@@ -466,7 +526,7 @@ def _choose(names: Sequence[str], key: str | None, default: str) -> str:
     """The tensor of that key; without one the only tensor, or the one named as its option."""
     wanted = key if key is not None else names[0] if len(names) == 1 else default
     if wanted not in names:
-        option = "--key" if default == "logits" else f"--{default.replace('_', '-')}-key"
+        option = "--key" if default == "logits" else f"{_option(default)}-key"
         raise ValueError(f"no tensor {quoted(wanted)}; there are {', '.join(names[:20]) or 'none'}; choose one with {option}")
     return wanted
 
@@ -476,6 +536,8 @@ def _from_npy(raw: bytes | mmap.mmap, stream: BytesIO | mmap.mmap) -> tensors.Ar
 
     stream: the same bytes from their beginning. Nothing is copied unless the bytes are in another order or out of line.
     """
+    if not raw[:6] == np.lib.format.MAGIC_PREFIX:
+        raise ValueError("it does not begin as an .npy file does; numpy.save writes one")
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f".npy version {version[0]}.{version[1]}; known: 1.0, 2.0")
@@ -535,10 +597,16 @@ def _report(problem: engine.Problem, evaluation: engine.Evaluation) -> str:
     outcomes = evaluation.outcomes
     unit = _unit(problem)
     varied = "".join(f", {words}" for words in _varied(outcomes))
-    head = f"{evaluation.op}: {evaluation.rows} x {evaluation.n} logits, {outcomes[0].summation} summation{varied}"
+    head = f"{evaluation.op}: {_extents(problem)} logits, {outcomes[0].summation} summation{varied}"
     rows = [_Row((o.variant, o.format), o.status, o) for o in outcomes]
     rules = [*_rules(outcomes), *_without_truth(problem), *_became_infinite(problem, outcomes)]
     return _printed(head, "variant", rows, unit, list(_notes(outcomes, unit)), rules)
+
+
+def _extents(problem: engine.Problem) -> str:
+    """The shape of the logits; a single row is one of a batch."""
+    shape = problem.logits.shape
+    return " x ".join(map(str, shape if len(shape) > 1 else (1, *shape)))
 
 
 def _varied(outcomes: Sequence[engine.Outcome]) -> Iterator[str]:
@@ -559,14 +627,58 @@ def _varied(outcomes: Sequence[engine.Outcome]) -> Iterator[str]:
 
 
 def _report_measured(problem: engine.Problem, output: tensors.Array, measured: engine.Measured) -> str:
-    """The readable answer about an output made elsewhere: the same tables, and no status."""
+    """The readable answer about an output made elsewhere: the same tables, more figures, and no status."""
     unit = _unit(problem)
-    n = problem.logits.shape[-1]
-    head = f"{problem.op}: {problem.logits.size // n} x {n} {problem.logits.dtype} logits"
-    row = _Row(("output", str(output.dtype)), None, measured)
+    head = f"{problem.op}: {_extents(problem)} {measured.logits_dtype} logits"
+    row = _Row(("output", measured.format), None, measured)
     said = [*_broken(measured, unit), *_inversions(measured)]
-    notes = [f"output, {output.dtype}: {'; '.join(said)}"] if said else []
-    return _printed(head, "", [row], unit, notes, [f"\n{line}" for line in _without_truth(problem)])
+    notes = [f"output, {measured.format}: {'; '.join(said)}"] if said else []
+    rules = [*_proven(measured), *_without_truth(problem, output), *_finer(measured)]
+    return _printed(head, "", [row], unit, [*notes, *_figures(measured)], [f"\n{rules[0]}", *rules[1:]])
+
+
+def _figures(measured: engine.Measured) -> Iterator[str]:
+    """The figures beside those of the table."""
+    m = measured.metrics
+    kl = m.kl and f"{_figure(m.kl.worst)} (worst row {m.kl.worst_row})"
+    named = (
+        ("p99 ULP", _figure(m.p99_ulp)),
+        ("bias ULP", _figure(m.bias_ulp)),
+        ("sum_defect", _figure(m.sum_defect)),
+        ("kl", kl or "-"),
+    )
+    yield ", ".join(
+        [f"correctly rounded {m.correctly_rounded} of {m.n}", *(f"{name} {text}" for name, text in named if text != "-")]
+    )
+
+
+def _proven(measured: engine.Measured) -> Iterator[str]:
+    """What the bound and the certificate say."""
+    bound, certificate = measured.bound, measured.certificate
+    beyond = f"{_counted(bound.exceeded, 'element')} beyond"
+    yield f"bound: {bound.rule}; {_coefficient(measured)}; {beyond}"
+    yield from _void(measured)
+    radius = certificate.relative_bound_log2
+    known = "exact" if radius is None else f"to a relative 2^{radius:g}"
+    yield f"certificate: truth {known}; {', '.join(f'{tier} {count}' for tier, count in certificate.tiers.items())}"
+
+
+def _coefficient(found: engine.Outcome | engine.Measured) -> str:
+    return f"u = {found.bound.unit_roundoff:.3g}, coefficient {found.bound.coefficient:.3g}"
+
+
+def _void(found: engine.Outcome | engine.Measured) -> Iterator[str]:
+    """A warning where the rule lets an error as large as any probability pass."""
+    if found.bound.coefficient >= 1:
+        yield "a coefficient of 1 or more bounds nothing"
+
+
+def _finer(measured: engine.Measured) -> Iterator[str]:
+    """A note where numbers were perhaps widened on their way here: they look worse than they are."""
+    given, found = engine.FORMATS[measured.logits_dtype], engine.FORMATS[measured.format]
+    if found.precision > given.precision:
+        said = f"the output is {found.name} and the logits are {given.name}: ULPs are those of {found.name}"
+        yield f"{said}; store it as it was computed"
 
 
 def _printed(head: str, who: str, rows: Sequence[_Row], unit: _Unit, notes: Sequence[str], rules: Sequence[str]) -> str:
@@ -596,13 +708,14 @@ def _unit(problem: engine.Problem) -> _Unit:
 
 def _outcome_table(who: str, rows: Sequence[_Row], unit: _Unit) -> Table:
     counts = [f"{noun}\nof {unit.total} {unit.noun}" for noun in ("NaN", "overflowed", "underflowed")]
-    status = ["status"] if rows[0].status else []
-    table = _table((who, "format", *status, "max ULP", "mean ULP", "max rel", *counts), left=2 + len(status))
+    status, mismatched = (["status"], []) if rows[0].status else ([], ["mismatched"])
+    table = _table((who, "format", *status, "max ULP", "mean ULP", "max rel", *mismatched, *counts), left=2 + len(status))
     for row in rows:
         m = row.found.metrics
         judged = [Text(row.status, STYLES[row.status])] if row.status else []
         figures = (_figure(m.max_ulp), _figure(m.mean_ulp), _figure(m.max_rel))
-        table.add_row(*row.who, *judged, *figures, str(m.nan_count), str(m.overflow_count), str(m.underflow_count))
+        counted = (*[m.special_mismatch] * len(mismatched), m.nan_count, m.overflow_count, m.underflow_count)
+        table.add_row(*row.who, *judged, *figures, *map(str, counted))
     return table
 
 
@@ -610,7 +723,7 @@ def _worst_table(rows: Sequence[_Row]) -> Table:
     table = _table(("worst of", "", "index", "logit", "got", "truth", "ULP", "rel"), left=3)
     for row in rows:
         for w in row.found.worst:
-            place = ",".join(map(str, w.index)) or "-"
+            place = ",".join(map(str, w.index)) or "()"
             got = (_figure(w.logit, 17), _figure(w.got, 17), w.expected)
             table.add_row(*row.who, place, *got, _figure(w.ulp), _figure(w.rel))
     return table
@@ -648,7 +761,13 @@ def _notes(outcomes: Sequence[engine.Outcome], unit: _Unit) -> Iterator[str]:
 
 def _broken(found: engine.Outcome | engine.Measured, unit: _Unit) -> list[str]:
     m = found.metrics
-    broken = ((m.nan_unexpected, "became NaN"), (m.overflow_count, "overflowed"), (m.false_zero_count, "vanished"))
+    broken = (
+        (m.nan_unexpected, "became NaN"),
+        (m.nan_missing, "became a number where the truth is NaN"),
+        (m.overflow_count, "overflowed"),
+        (m.special_mismatch - m.nan_unexpected - m.nan_missing - m.overflow_count, "missed an infinite truth"),
+        (m.false_zero_count, "vanished"),
+    )
     return [f"{count} of {unit.total} {unit.noun} {what}" for count, what in broken if count]
 
 
@@ -671,9 +790,10 @@ def _elements(array: tensors.Array) -> str:
 def _rules(outcomes: Sequence[engine.Outcome]) -> Iterator[str]:
     """The rule of `accurate`, and what rounding the logits cost, once for each format."""
     first = {o.format: o for o in reversed(outcomes)}
-    units = ", ".join(f"{o.bound.unit_roundoff:.3g} ({_named(o)})" for o in reversed(first.values()))
-    yield f"\naccurate: {outcomes[0].bound.rule}; u = {units}"
+    units = "; ".join(f"{_coefficient(o)} ({_named(o)})" for o in reversed(first.values()))
+    yield f"\naccurate: {outcomes[0].bound.rule}; {units}"
     for name, o in reversed(first.items()):
+        yield from (f"{name}: {line}: accurate says nothing here" for line in _void(o))
         if o.input_rounding.changed:
             changed = _counted(o.input_rounding.changed, "logit")
             yield f"{name}: rounding changed {changed}, by at most {o.input_rounding.max_abs:.3g}"
@@ -685,12 +805,29 @@ def _named(o: engine.Outcome) -> str:
     return o.format if output == o.format else f"{o.format} to {output}"
 
 
-def _without_truth(problem: engine.Problem) -> Iterator[str]:
+def _without_truth(problem: engine.Problem, output: tensors.Array | None = None) -> Iterator[str]:
     """What gates must not overlook: rows whose truth is no number, where an output that is none either is accurate."""
     if rows := sum(int(_special(block).sum()) for block in _blocks(problem.logits)):
         has = "has" if rows == 1 else "have"
-        truth = _special_truth(problem)
-        yield f"{_counted(rows, 'row')} {has} a NaN or +inf logit, or only -inf: the truth there is {truth}, as the output must be"
+        truth = f"the truth there is {_special_truth(problem)}, as the output must be"
+        kept = "" if output is None else _kept(problem, output)
+        yield f"{_counted(rows, 'row')} {has} a NaN or +inf logit, or only -inf: {truth}{kept}"
+
+
+def _kept(problem: engine.Problem, output: tensors.Array) -> str:
+    """Whether the output of the rows without a number for a truth is what it must be."""
+    fmt = engine.find_format(str(output.dtype))
+    outputs = output.reshape(problem.logits.size // problem.logits.shape[-1], -1)
+    start = wrong = total = 0
+    for block in _blocks(problem.logits):
+        special = _special(block)
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            got = outputs[start : start + len(block)][special].astype(np.float64)
+        must = block[special].max(axis=-1, keepdims=True) if problem.op == "logsumexp" else np.full((len(got), 1), np.nan)
+        must = engine.round_array(must, fmt).astype(np.float64)
+        wrong += int(((got != must) & ~(np.isnan(got) & np.isnan(must))).sum())
+        start, total = start + len(block), total + got.size
+    return f"; {wrong} of {total} there {'is' if wrong == 1 else 'are'} not" if wrong else " and is"
 
 
 def _became_infinite(problem: engine.Problem, outcomes: Sequence[engine.Outcome]) -> Iterator[str]:

@@ -234,7 +234,8 @@ async def _collected(request: Request, limits: Limits) -> bytes:
 
 
 def _too_large(limits: Limits, headers: dict[str, str] | None = None) -> Problem:
-    detail = f"the body is larger than max_body_bytes = {limits.max_body_bytes}; `softgauge evaluate` reads files of any size"
+    way = "`softgauge evaluate` reads .npy files of up to 2^31 elements, and other files of up to 256 MiB, without a server"
+    detail = f"the body is larger than max_body_bytes = {limits.max_body_bytes}; {way}"
     return Problem("too-large", detail, headers=headers)
 
 

@@ -370,13 +370,16 @@ _MAX_ULP_ORDINAL = "largest distance between c and R, counted in representable n
 _SPECIAL_MISMATCH = (
     "special mismatches: one of c and R is NaN, c is infinite and R is not or has the other sign, or T is infinite and c is not T"
 )
+_UNDERFLOW_COUNT = "c is 0, T finite and not 0; R may be 0 too, so that c is right"
+_UNDERFLOW_PREMATURE = "c is 0, T finite and not 0, R not 0: a zero that is wrong"
 _SUM_DEFECT = "worst row: softmax abs(sum c - 1), log_softmax abs(sum exp c - 1), cross_entropy_grad abs(sum c); summed exactly"
-_KL = "softmax, log_softmax: generalised Kullback-Leibler divergence of the truth from c, in nats"
+_KL = "softmax, log_softmax: generalised Kullback-Leibler divergence of the truth from c, in nats, never negative"
 _ARGMAX_PRESERVED = (
-    "rows whose largest c is where the largest T is; null for logsumexp and cross_entropy, which have one number a row"
+    "rows in which c at a largest T is the largest c, ties included; null for logsumexp and cross_entropy, which have one number a "
+    "row"
 )
 _RANK_INVERSIONS = 'softmax, log_softmax: pairs with x_i > x_j and c_i < c_j; only with include: ["ranks"]'
-_BACKWARD_ERROR = "softmax: the smallest change of the logits that explains c, where R is normal"
+_BACKWARD_ERROR = "softmax: the smallest change of the logits that explains c up to a constant factor, where R is normal"
 
 
 class Metrics(BaseModel):
@@ -406,8 +409,8 @@ class Metrics(BaseModel):
     inf_count: Annotated[int, Field(description="c is infinite")]
     overflow_count: Annotated[int, Field(description="c is infinite and R is finite")]
     zero_count: Annotated[int, Field(description="c is 0")]
-    underflow_count: Annotated[int, Field(description="c is 0, T finite and not 0")]
-    underflow_premature: Annotated[int, Field(description="c is 0, T finite and not 0, R not 0")]
+    underflow_count: Annotated[int, Field(description=_UNDERFLOW_COUNT)]
+    underflow_premature: Annotated[int, Field(description=_UNDERFLOW_PREMATURE)]
     false_zero_count: Annotated[int, Field(description="c is 0, T finite, abs(R) at least the smallest normal number")]
     subnormal_count: Annotated[int, Field(description="c is subnormal")]
     special_mismatch: Annotated[int, Field(description=_SPECIAL_MISMATCH)]
@@ -449,13 +452,16 @@ class Fault(BaseModel):
     detail: Annotated[str, Field(description="one sentence on the first of them")]
 
 
+_EXCEEDED = "elements beyond the rule; special mismatches, which have no error, are not among them"
+
+
 class Bound(BaseModel):
     """The rule that tells accurate from inaccurate."""
 
     rule: Annotated[str, Field(description="what an accurate element keeps to")]
     unit_roundoff: Annotated[float, Field(description="u, 2^-precision of the format, or of output_format if that is larger")]
     coefficient: Annotated[SafeFloat | None, Field(description="(n + 4 + 2 (x_max - x_min)) u of the row where it is largest")]
-    exceeded: Annotated[int, Field(description="elements beyond the rule")]
+    exceeded: Annotated[int, Field(description=_EXCEEDED)]
 
 
 _LOGIT_SHIFT = "(largest - smallest signed change) / 2 of the worst row: what softmax sees of it, blind to a shift of the whole row"
@@ -472,17 +478,17 @@ class InputRounding(BaseModel):
 _RELATIVE_BOUND_LOG2 = "log2 of the widest relative radius of a truth, those far below the format's numbers apart; null: all exact"
 
 
+_TIERS = (
+    "elements by the tier that decided what they are: T0, T1, T2 in NumPy, T3 in mpmath; a maximum or a decimal may be refined by "
+    "finer ones"
+)
+
+
 class Certificate(BaseModel):
     """How the truth was proven."""
 
     relative_bound_log2: Annotated[float | None, Field(description=_RELATIVE_BOUND_LOG2)]
-    tiers: Annotated[
-        dict[str, int],
-        Field(
-            description="elements by the tier that decided what they are: T0, T1, T2 in NumPy, T3 in mpmath; "
-            "a maximum or a decimal may be refined by finer ones"
-        ),
-    ]
+    tiers: Annotated[dict[str, int], Field(description=_TIERS)]
     coverage: Annotated[float, Field(description="share of the elements whose truth is proven: 1, or there is no answer")]
 
 

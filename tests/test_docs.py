@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.client
+import itertools
 import json
 import math
 import os
@@ -23,16 +24,20 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from pydantic import BaseModel
 
 import engine
+from engine import bounds
+from engine.formats import FORMATS
+from engine.model import Metrics
 from engine.survey import LONGEST_AUDIT
 from engine.truth import SERVED_BITS, fast
 from engine.verify import FAST_FROM
-from service import cli, schemas
+from service import cli, guard, schemas
 from service.app import create_app
 from service.settings import Limits, Settings
 
@@ -221,6 +226,10 @@ def test_endpoints() -> None:
     served = {f"{method.upper()} {path}" for path, item in document["paths"].items() for method in item}
     pages = {"GET /", "GET /docs", "GET /openapi.json"}
     assert listed == served | pages
+    assert {tag for item in document["paths"].values() for row in item.values() for tag in row["tags"]} == {
+        row["name"] for row in document["tags"]
+    }
+    assert {item["post"]["tags"][0] for item in document["paths"].values() if "post" in item} == {"compute"}
 
 
 def test_statuses_and_their_rules() -> None:
@@ -233,6 +242,70 @@ def test_statuses_and_their_rules() -> None:
         problem = engine.Problem(op, engine.generate("ramp", 1, 2, 0))
         rule = engine.evaluate(problem, ["float32"]).outcomes[0].bound.rule
         assert f"{words} {rule[rule.index('at most') :]}" in prose
+
+
+def test_rows_from_which_on_the_rule_says_nothing() -> None:
+    prose = " ".join(text().split("Before you gate on a status:")[1].split("\n* A logit")[0].split())
+    for words, name, about in (
+        ("in float16 from about 2,000 logits on", "float16", 2000),
+        ("in bfloat16 from 250", "bfloat16", 250),
+        ("in float8_e4m3fn from 12", "float8_e4m3fn", 12),
+    ):
+        assert words in prose
+        first = next(n for n in itertools.count(1) if bounds.tolerance("softmax", np.zeros(1), FORMATS[name], n).relative >= 1)
+        assert first == pytest.approx(about, rel=0.03)
+
+
+def test_exit_statuses() -> None:
+    rows = dict(table("The command line"))
+    assert list(rows) == ["0", "1", "2", "3", "130"]
+    for command in (cli.evaluate, cli.measure):
+        (option,) = (row for row in command.params if row.name == "fail_on")
+        assert isinstance(option.type, click.Choice)
+        assert all(f"--fail-on {choice}" in rows["1"] for choice in option.type.choices)
+
+
+def test_how_many_logits_a_body_holds() -> None:
+    held = Limits().max_body_bytes // 4 * 3
+    prose = " ".join(text().split())
+    assert f"about {held // 4 // 1000 * 1000:,} logits of float32, {held // 2 // 1000 * 1000:,} of 16 bits" in prose
+
+
+def test_what_files_the_command_line_reads() -> None:
+    assert (cli.LARGEST_STORED, cli.LARGEST_FILE) == (2**31, 256 * 2**20)
+    refusal = str(guard._too_large(Limits()))
+    prose = " ".join(text().split())
+    for said in (refusal, prose):
+        assert "2^31 elements" in said
+        assert "256 MiB" in said
+
+
+def measured(output: list[float], logits: list[float], op: str = "softmax") -> Metrics:
+    return engine.measure(engine.Problem(op, np.array([logits])), np.array([output])).metrics
+
+
+@pytest.mark.parametrize("op", ["softmax", "log_softmax"])
+def test_the_formula_of_kl(op: str) -> None:
+    x, c = np.array([0.0, 1.0, 3.0]), np.array([0.25, 0.25, 0.75])
+    p = np.exp(x) / np.exp(x).sum()
+    w = np.log(c / p)
+    wanted = c - p - p * w if op == "softmax" else p * (np.exp(w) - 1 - w)
+    kl = measured(list(c if op == "softmax" else np.log(c)), list(x), op).kl
+    assert kl is not None
+    assert kl.worst == pytest.approx(wanted.sum(), rel=1e-5)
+
+
+def test_what_row_figures_do_not_see() -> None:
+    found = measured([0.5, 0.5, 0.5], [0.0, 0.0, -1000.0])  # R of the last is 0
+    assert found.kl is not None
+    assert (found.kl.worst, found.argmax_preserved, found.underflow_count) == (0.0, 1, 0)
+    doubled = measured([1.0, 1.0], [0.0, 0.0])
+    assert doubled.backward_error is not None
+    assert (doubled.backward_error.worst, doubled.sum_defect) == (0.0, 1.0)
+    nothing = measured([np.nan, 0.5], [0.0, 0.0])
+    assert (nothing.kl, nothing.total_variation, nothing.backward_error, nothing.sum_defect) == (None, None, None, None)
+    right = measured([1.0, 0.0], [0.0, -1000.0])
+    assert (right.correctly_rounded, right.underflow_count, right.underflow_premature, right.false_zero_count) == (2, 1, 0, 0)
 
 
 def test_verbs() -> None:

@@ -8,7 +8,7 @@ from service import guard
 from service.routes.contract import body, returns
 from service.schemas import EVALUATE_ANSWER, EVALUATE_EXAMPLES, EvaluateRequest, EvaluateResponse
 
-router = APIRouter(tags=["measure"])
+router = APIRouter(tags=["compute"])
 
 
 @router.post(

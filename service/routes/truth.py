@@ -8,7 +8,7 @@ from service import guard
 from service.routes.contract import body, returns
 from service.schemas import TRUTH_ANSWER, TRUTH_EXAMPLES, TruthRequest, TruthResponse
 
-router = APIRouter(tags=["measure"])
+router = APIRouter(tags=["compute"])
 
 
 @router.post(

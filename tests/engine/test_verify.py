@@ -435,6 +435,27 @@ def test_certify_refuses_digits_out_of_range(digits):
 # Provenance
 
 
+def test_a_measurement_says_what_was_measured():
+    x, p = np.zeros((2, 3, 4), np.float32), np.full((2, 3, 4), 0.25, ml_dtypes.bfloat16)
+    found = engine.measure(Problem("softmax", x), p)
+    assert (found.op, found.rows, found.n, found.format, found.nonfinite) == ("softmax", 6, 4, "bfloat16", "ieee")
+    assert (found.logits_dtype, found.logits_shape) == ("float32", (2, 3, 4))
+    assert (found.logits_digest, found.output_digest) == (engine.digest(x), engine.digest(p))
+    assert (found.engine.version, found.engine.schema) == (engine.VERSION, engine.SCHEMA)
+    told = engine.encode(evaluate(Problem("softmax", x), ["float32"], ["shifted"]))
+    assert {"op", "rows", "n", "logits_digest", "nonfinite", "engine"} == told.keys() & engine.encode(found).keys()
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "hint"),
+    [("cross_entropy", (), True), ("logsumexp", (1,), True), ("cross_entropy", (2,), False), ("softmax", (1,), False)],
+)
+def test_a_mean_over_the_rows_is_told_from_their_numbers(op, shape, hint):
+    with pytest.raises(InvalidProblem) as refused:
+        engine.measure(problem_of(op, np.zeros((3, 2))), np.zeros(shape))
+    assert ("not their mean" in str(refused.value)) is hint
+
+
 def test_the_digest_is_over_dtype_shape_and_bytes():
     x = np.array([[1.0, 2.0]], dtype=np.float16)
     assert engine.digest(x) == "sha256:" + hashlib.sha256(b"float16\0[1,2]\0" + x.tobytes()).hexdigest()

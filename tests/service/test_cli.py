@@ -1,6 +1,7 @@
 """The command line: what it computes, what it reads, what it refuses, and with which status it ends."""
 
 import contextlib
+import errno
 import io
 import json
 import mmap
@@ -23,6 +24,7 @@ from safetensors.numpy import save_file
 import engine
 import service.app
 from service import cli
+from service.settings import Limits
 from service.split import SplitError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -78,7 +80,17 @@ def test_naive_softmax_of_large_logits_is_nan_and_the_shifted_one_is_right():
     assert "naive, float16: 3 of 3 elements became NaN; exp(1000) exceeds the largest float16, 65504" in text
     assert "inf / inf is not a number" in text
     assert "9.0030573170380458e-2" in text
-    assert "accurate: max_rel_normal of a row at most (n + 4 + 2 (x_max - x_min)) u; u = 0.000488 (float16)" in text
+    rule = "accurate: max_rel_normal of a row at most (n + 4 + 2 (x_max - x_min)) u"
+    assert f"{rule}; u = 0.000488, coefficient 0.00537 (float16); u = 5.96e-08, coefficient 6.56e-07 (float32)" in text
+    assert "bounds nothing" not in text
+
+
+@pytest.mark.parametrize(("n", "void"), [(2043, False), (2044, True)])
+def test_a_rule_that_bounds_nothing_is_said_to(n, void):
+    family = ("--family", "equal", "--n", n, "--format", "float16", "--format", "float32")
+    said = "float16: a coefficient of 1 or more bounds nothing: accurate says nothing here\n"
+    assert (said in (text := evaluate(*family).stdout)) is void
+    assert "float32: a coefficient" not in text
 
 
 def line(text, *words):
@@ -128,7 +140,7 @@ def test_what_rounding_the_logits_changed_is_said():
 def test_rows_without_a_truth_are_said(op, logits, lines):
     text = evaluate(f"--logits={logits}", "--format", "float16", "--format", "float32", op=op).stdout
     said = text.partition("\naccurate: ")[2].splitlines()[1:]
-    assert [row for row in said if "rounding changed" not in row] == lines
+    assert [row for row in said if not ("rounding changed" in row or "bounds nothing" in row)] == lines
 
 
 def test_a_row_without_truth_is_accurate_only_where_the_output_has_none_either():
@@ -213,7 +225,19 @@ def test_an_interrupt_is_no_finding(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(engine, "evaluate", interrupted)
-    assert evaluate("--logits", "1", "--fail-on", "unstable").exit_code == 130
+    done = evaluate("--logits", "1", "--fail-on", "unstable")
+    assert (done.exit_code, done.stdout, done.stderr) == (130, "", "softgauge: interrupted\n")
+
+
+@pytest.mark.parametrize("saying", ["", ": Unable to allocate 7 GiB"])
+def test_too_little_memory_is_one_sentence(monkeypatch, saying):
+    def exhausted(*_, **__):
+        raise MemoryError(saying[2:])
+
+    monkeypatch.setattr(engine, "measure", exhausted)
+    done = measure("--logits", "1", "--output", "1")
+    way = "; give fewer rows, fewer --processes, or more memory (ulimit -v)"
+    assert (done.exit_code, done.stderr) == (3, f"Error: not enough memory{saying}{way}\n")
 
 
 def test_a_reader_that_leaves_is_no_finding():
@@ -290,6 +314,26 @@ def test_the_answer_does_not_depend_on_the_processes():
     assert answer(*family, "--processes", 2) == answer(*family, "--processes", 1)
 
 
+@pytest.mark.parametrize(("told", "sample"), [((), 0), (("--audit", 4096), 4096)])
+def test_what_is_audited(monkeypatch, told, sample):
+    asked = []
+
+    def noted(*_, audit, **__):
+        asked.append(audit)
+        raise SplitError("enough")
+
+    for name in ("evaluate", "measure"):
+        monkeypatch.setattr(engine, name, noted)
+    evaluate("--logits", "1", *told)
+    measure("--logits", "1", "--output", "1", *told)
+    assert asked == [sample, sample]
+
+
+def test_the_audit_of_the_service_is_in_the_help():
+    for command in ("evaluate", "measure"):
+        assert f"the service: {Limits().audit_logits}" in " ".join(run(command, "--help").stdout.split())
+
+
 # softgauge measure
 
 
@@ -321,11 +365,95 @@ def test_an_output_is_measured_in_the_format_it_is_stored_in(tmp_path, dtype, pr
 def test_what_is_measured_is_shown_without_a_status():
     text = measure("--logits", "0,0,nan;0,0,-inf", "--output", "nan,nan,1;0.5,nan,0", "--ranks").stdout
     assert text.startswith("softmax: 2 x 3 float64 logits\n")
-    assert line(text, "output", "float64").split() == ["output", "float64", "0", "0", "0", "3", "0", "0"]
-    assert "output, float64: 1 of 6 elements became NaN; 0 rank inversions\n" in text
+    assert line(text, "output", "float64").split() == ["output", "float64", "0", "0", "0", "2", "3", "0", "0"]
+    broken = "1 of 6 elements became NaN; 1 of 6 elements became a number where the truth is NaN"
+    assert f"output, float64: {broken}; 0 rank inversions\ncorrectly rounded 4 of 6, p99 ULP 0, bias ULP 0\n" in text
+    assert "u; u = 1.11e-16, coefficient 7.77e-16; 0 elements beyond\ncertificate: truth exact; T3 6\n" in text
     assert line(text, "worst", "of").split() == ["worst", "of", "index", "logit", "got", "truth", "ULP", "rel"]
-    assert "1 row has a NaN or +inf logit, or only -inf: the truth there is NaN" in text
+    assert "only -inf: the truth there is NaN, as the output must be; 1 of 3 there is not\n" in text
     assert not any(status in text for status in cli.STYLES)
+
+
+@pytest.mark.parametrize(
+    ("op", "logits", "output", "said"),
+    [
+        ("softmax", "nan,0;0,0", "nan,nan;0.5,0.5", " and is"),
+        ("softmax", "nan,0;inf,0", "0,nan;1,0", "; 3 of 4 there are not"),
+        ("logsumexp", "inf,0;-inf,-inf;nan,inf", "inf,-inf,nan", " and is"),
+        ("logsumexp", "inf,0;-inf,-inf;nan,inf", "nan,inf,inf", "; 3 of 3 there are not"),
+        ("softmax", "0,0", "0.5,0.5", None),
+    ],
+)
+def test_whether_the_output_without_a_truth_is_what_it_must_be(monkeypatch, op, logits, output, said):
+    monkeypatch.setattr(cli, "BLOCK", 2)  # a row
+    text = measure("--logits", logits, "--output", output, op=op).stdout
+    assert (said is None) == ("the truth there" not in text)
+    assert said is None or f"as the output must be{said}\n" in text
+
+
+def test_an_infinity_in_a_format_without_one_is_a_nan(tmp_path):
+    save_file({"x": np.array([[np.inf, 0.0], [0.0, 0.0]])}, tmp_path / "x.safetensors")
+    header = {"p": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}
+    stored = np.array([np.nan, 0.6875]).astype(ml_dtypes.float8_e4m3fn)
+    (tmp_path / "p.safetensors").write_bytes(_safetensors(header, stored.tobytes()))
+    text = measure("--logits", tmp_path / "x.safetensors", "--output", tmp_path / "p.safetensors", op="logsumexp").stdout
+    assert "as the output must be and is\n" in text
+
+
+@pytest.mark.parametrize(
+    ("output", "mismatch", "exceeded"), [("0.5,0.5;nan,0", 0, 0), ("0.6,0.5;nan,nan", 0, 1), ("0.5,0.5;0,0", 1, 1)]
+)
+def test_fail_on_what_is_measured(output, mismatch, exceeded):
+    asked = ["--logits", "0,0;nan,nan" if "nan,nan" in output else "0,0;nan,0", "--output", output.replace("nan,0", "nan,nan")]
+    for told, status in (((), 0), (("mismatch",), mismatch), (("exceeded",), exceeded)):
+        options = ["--fail-on", *told] if told else []
+        assert measure(*asked, *options).exit_code == status
+        assert measure(*asked, *options, "--json").exit_code == status
+
+
+def test_every_kind_of_mismatch_is_named():
+    text = measure("--logits", "0,-inf;0,0", "--output", "-inf,-1;-inf,nan", op="log_softmax").stdout
+    said = [f"1 of 4 elements {what}" for what in ("became NaN", "missed an infinite truth")]
+    assert f"output, float64: {said[0]}; 2 of 4 elements overflowed; {said[1]}\n" in text
+
+
+def test_the_further_figures_stand_below_the_table():
+    text = measure("--logits", "0,0;0,0", "--output", "0.5,0.5;0.5,0.75").stdout
+    assert "correctly rounded 3 of 4, p99 ULP 2.252e+15, bias ULP 5.629e+14, sum_defect 0.25, kl 0.04727 (worst row 1)\n" in text
+    assert "; u = 1.11e-16, coefficient 6.66e-16; 1 element beyond\ncertificate: truth exact; T3 4\n" in text
+    assert "certificate: truth to a relative 2^-" in measure("--logits", "0,1", "--output", "0.25,0.75").stdout
+    wide = measure("--logits", "0,1", "--output", "0.25,0.75", "--worst", 0, op="log_softmax").stdout
+    assert "bounds nothing" not in wide
+
+
+def test_a_rule_that_bounds_nothing_is_said_of_an_output_too(tmp_path):
+    for name, n in (("narrow", 2043), ("wide", 2044)):
+        np.save(tmp_path / f"{name}.npy", np.full((1, n), 1 / n, np.float16))
+    shown = {n: measure("--logits", tmp_path / f"{n}.npy", "--output", tmp_path / f"{n}.npy").stdout for n in ("narrow", "wide")}
+    assert "\na coefficient of 1 or more bounds nothing\n" in shown["wide"]
+    assert "bounds nothing" not in shown["narrow"]
+
+
+def test_an_output_wider_than_its_logits_is_noted(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((1, 2), np.float32))
+    np.save(tmp_path / "p.npy", np.full((1, 2), 0.5, np.float32))
+    note = "the output is float64 and the logits are float32: ULPs are those of float64; store it as it was computed\n"
+    assert measure("--logits", tmp_path / "x.npy", "--output", "0.5,0.5;").exit_code == 2
+    (tmp_path / "p.json").write_text("[[0.5, 0.5]]")
+    assert measure("--logits", tmp_path / "x.npy", "--output", tmp_path / "p.json").stdout.endswith(note)
+    assert "ULPs are those" not in measure("--logits", tmp_path / "x.npy", "--output", tmp_path / "p.npy").stdout
+    assert "ULPs are those" not in measure("--logits", "0,0;0,0", "--output", "0.5,0.5;0.5,0.5").stdout
+
+
+def test_the_shape_is_told_as_it_is(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((2, 3, 4, 5)))
+    assert evaluate("--logits", tmp_path / "x.npy", "--variant", "shifted").stdout.startswith("softmax: 2 x 3 x 4 x 5 logits,")
+    text = measure("--logits", tmp_path / "x.npy", "--output", tmp_path / "x.npy").stdout
+    assert text.startswith("softmax: 2 x 3 x 4 x 5 float64 logits\n")
+
+
+def test_the_only_element_has_an_index():
+    assert line(measure("--logits", "0,0", "--output", "1", op="logsumexp").stdout, "output", "float64", "()")
 
 
 def test_other_tensors_go_with_the_output():
@@ -339,7 +467,12 @@ def test_other_tensors_go_with_the_output():
     ("arguments", "saying"),
     [
         ((), "Missing option '--output'"),
-        (("--output", "1"), "output has shape [1]"),
+        (("--output", "1"), "--output: 1: output has shape [1]"),
+        (("--output", "/"), "--output: /: a directory; name a file that ends in .npy, .npz, .safetensors, .json"),
+        (("--output", "/none"), "--output: /none: no such file; files end in .npy"),
+        (("--output", "README.md"), "--output: README.md: a file of an unknown kind; files end in .npy"),
+        (("--output", "1,2", "--fail-on", "unstable"), "'mismatch', 'exceeded'"),
+        (("--output", "1,2", "--audit", "-1"), "-1 is not in the range"),
         (("--output", "1,zwei"), "--output: 1,zwei: 'zwei' is not a number"),
         (("--output", "none.npy"), "--output: none.npy: No such file"),
         (("--output", "1,2", "--output-key", "x"), "--output: 1,2: a key chooses a tensor"),
@@ -352,6 +485,19 @@ def test_what_cannot_be_measured_is_refused(arguments, saying):
     assert (done.exit_code, done.stdout) == (2, "")
     assert saying in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("output", "hint"), [("0.5", True), ("0.5,0.5", False)])
+def test_a_mean_loss_is_told_from_losses(output, hint):
+    done = measure("--logits", "0,0;0,0;0,0", "--targets", "0,1,0", "--output", output, op="cross_entropy")
+    assert done.exit_code == 2
+    assert ("must be [3]; a number for each row, not their mean (reduction none)" in done.stderr) is hint
+
+
+def test_a_name_that_is_also_a_number_is_a_number(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "1").mkdir()
+    assert evaluate("--logits", "1").exit_code == 0
 
 
 def test_an_output_of_integers_is_refused(tmp_path):
@@ -478,17 +624,23 @@ def test_targets_are_told_apart_by_shape(logits, targets, losses):
 @pytest.mark.parametrize(
     ("arguments", "saying"),
     [
-        ((), "cross_entropy needs targets"),
-        (("--targets", "2"), "target 2 is out of range: class indices of 2 logits are 0 to 1"),
+        ((), "Error: cross_entropy needs targets: give --targets"),
+        (("--targets", "2"), "Error: --targets: 2: target 2 is out of range: class indices of 2 logits are 0 to 1"),
         (("--targets", "-1"), "out of range"),
         (("--targets", "inf,0"), "finite"),
-        (("--targets", "0,1,0"), "targets have shape [3]"),
+        (("--targets", "0,1,0"), "Error: --targets: 0,1,0: targets have shape [3]"),
         (("--targets", "1", "--targets-key", "t"), "--targets: 1: a key chooses a tensor"),
         (("--targets", "1", "--grad-output", "1,1"), "takes no grad_output"),
     ],
 )
 def test_targets_that_do_not_fit_are_refused(arguments, saying):
     refused("--logits", "0,0", *arguments, op="cross_entropy", saying=saying)
+
+
+def test_a_grad_output_that_does_not_fit_is_refused():
+    needed = "Error: softmax_vjp needs grad_output: give --grad-output"
+    refused("--logits", "0,0", op="softmax_vjp", saying=needed)
+    refused("--logits", "0,0", "--grad-output", "1", op="softmax_vjp", saying="Error: --grad-output: 1: grad_output has shape [1]")
 
 
 def test_grad_output_is_read_like_logits():
@@ -533,6 +685,17 @@ def test_an_npy_file_that_cannot_be_mapped_is_read(tmp_path, monkeypatch):
     assert answer("--logits", tmp_path / "x.npy")["logits_digest"] == engine.digest(X)
     monkeypatch.setattr(cli, "LARGEST_FILE", 100)
     refused("--logits", tmp_path / "x.npy", saying="160 bytes; a file has at most 100")
+
+
+def test_an_npy_file_that_memory_does_not_hold_is_not_read(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", full)
+    np.save(tmp_path / "x.npy", X)
+    done = evaluate("--logits", tmp_path / "x.npy")
+    assert done.exit_code == 3
+    assert done.stderr.startswith(f"Error: not enough memory: {tmp_path / 'x.npy'} has 160 bytes to map; give fewer rows")
 
 
 def test_a_tensor_in_a_file_has_a_limit_of_its_own(tmp_path, monkeypatch):
@@ -581,7 +744,7 @@ def test_the_axes_are_named_in_the_table_and_in_the_answer():
     done = evaluate("--logits", "1,2", "--format", "float16", *options, "--overflow", "saturate")
     told = "float32 accumulator, exp in the exp2 domain, subnormals flushed, fma, float8_e5m2 output, saturating"
     assert f"softmax: 1 x 2 logits, numpy summation, {told}\n" in done.stdout
-    assert done.stdout.endswith("u = 0.125 (float16 to float8_e5m2)\n")
+    assert "u = 0.125, coefficient 1 (float16 to float8_e5m2)\n" in done.stdout
     correct = evaluate("--logits", "1,2", "--exp", "correct", "--accumulator", "float64")
     assert "numpy summation, float64 accumulator, correctly rounded exp\n" in correct.stdout
     axes = answer("--logits", "1,2", "--format", "float16", *options)["outcomes"][0]["arithmetic"]
@@ -628,8 +791,8 @@ def _safetensors(header, body=b""):
 
 
 BROKEN = {
-    "empty.npy": (b"", "EOF"),
-    "noise.npy": (b"\xff" * 64, "magic"),
+    "empty.npy": (b"", "does not begin as an .npy file does"),
+    "noise.npy": (b"\xff" * 64, "does not begin as an .npy file does"),
     "version.npy": (_npy(version=(3, 0)), "version 3.0"),
     "header.npy": (_npy(shape="(2,"), ""),
     "vast.npy": (_npy(shape="(1000000000000,)"), "is not shape [1000000000000]"),

@@ -35,6 +35,11 @@ def test_the_page_shows_the_real_result(service):
         assert word in text
 
 
+def test_the_page_tells_how_the_truth_is_computed(service):
+    text = " ".join(service.get("/").text.split())
+    assert "by NumPy where that decides every figure and by arbitrary-precision arithmetic (mpmath) where it does not" in text
+
+
 def test_the_example_is_asked_for_again_after_any_failure(monkeypatch):
     monkeypatch.setattr(pages, "_FIRST_TRY", 0.001)
     answers = iter([Problem("not-ready", "no process is up"), RuntimeError("no fork"), b"{", b'{"outcomes": []}'])
@@ -98,7 +103,7 @@ def test_execute_in_the_docs_answers_200(service, browser, operation, example):
     tab.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     tab.on("pageerror", lambda error: complaints.append(str(error)))
     tab.goto(str(service.base_url.join("/docs")))
-    block = tab.locator(f"#operations-measure-{operation}")
+    block = tab.locator(f"#operations-compute-{operation}")
     block.locator(".opblock-summary-control").click()
     if example:
         block.locator(".examples-select-element").first.select_option(example)
