@@ -243,7 +243,8 @@ def measure(
             options: dict[str, Any] = {"include": ("ranks",) if ranks else (), "worst": _count(worst, as_json)}
             measured = engine.measure(problem, found, **options, map=run, audit=audit)
     if as_json:
-        _write_json(measured)
+        digests = {"logits_digest": engine.digest(problem.logits), "output_digest": engine.digest(found)}
+        _write_json(digests | engine.encode(measured))
     else:
         click.echo(_report_measured(problem, found, measured), nl=False)
     if (fail_on and measured.metrics.special_mismatch) or (fail_on == "exceeded" and measured.bound.exceeded):

@@ -440,10 +440,9 @@ def test_a_measurement_says_what_was_measured():
     found = engine.measure(Problem("softmax", x), p)
     assert (found.op, found.rows, found.n, found.format, found.nonfinite) == ("softmax", 6, 4, "bfloat16", "ieee")
     assert (found.logits_dtype, found.logits_shape) == ("float32", (2, 3, 4))
-    assert (found.logits_digest, found.output_digest) == (engine.digest(x), engine.digest(p))
     assert (found.engine.version, found.engine.schema) == (engine.VERSION, engine.SCHEMA)
     told = engine.encode(evaluate(Problem("softmax", x), ["float32"], ["shifted"]))
-    assert {"op", "rows", "n", "logits_digest", "nonfinite", "engine"} == told.keys() & engine.encode(found).keys()
+    assert {"op", "rows", "n", "nonfinite", "engine"} == told.keys() & engine.encode(found).keys()
 
 
 @pytest.mark.parametrize(
