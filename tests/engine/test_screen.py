@@ -43,6 +43,7 @@ for op in ("softmax", "log_softmax", "cross_entropy_grad"):
         output = engine.round_array(np.abs(stream.standard_normal(logits.shape)) / 300, fmt)
         targets = stream.integers(0, 300, 20) if op == "cross_entropy_grad" else None
         found = engine.encode(engine.measure(engine.Problem(op, logits, targets), output))
+        del found["engine"]  # names the processor
         print(hashlib.sha256(json.dumps(found).encode()).hexdigest())
 """
 
