@@ -1205,6 +1205,10 @@ class _Rows:
         if deep.size:
             self.p.mark("infinite", int(cell.place(deep).min()))
             share.reshape(-1)[deep] = -inf
+        beyond = np.flatnonzero(share == inf)  # binary64, and so the 40 bits that are given: of truths that are tiny numbers
+        if beyond.size:
+            self.p.mark("infinite", int(cell.place(beyond).min()))
+            share.reshape(-1)[beyond] = -inf
         self._offer("rel", share, rel, cell)
         if cell.normal is not None:
             share[~cell.normal] = -inf

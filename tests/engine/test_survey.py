@@ -523,6 +523,15 @@ def test_absolute_errors_beside_the_largest_number_are_sought_without_a_warning(
     assert_same(output, Truth(Problem("softmax", np.zeros((1, 600))), FORMATS["float64"]), "")
 
 
+def test_a_relative_error_beyond_binary64_is_infinite_as_that_of_a_truth_0_is():
+    for tiny in (0, 5):
+        x = np.where(np.arange(6) == tiny, -5e-324, 0.0)[:, None]
+        for c in (0.1, 0.0):
+            output = round_array(np.full(6, c), FORMATS["bfloat16"])
+            taken = assert_same(output, Truth(Problem("logsumexp", x), FORMATS["bfloat16"]), (tiny, c))
+            assert taken.metrics().argmax_rel == (0 if c else tiny)
+
+
 def test_a_constant_grad_output_has_no_gradient():
     x = np.random.default_rng(5).standard_normal((30, 40)).astype(np.float32)
     problem = Problem("softmax_vjp", x, grad_output=np.full_like(x, 0.1))
