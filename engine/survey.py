@@ -322,16 +322,17 @@ class Survey:
         single |= self.far.rows(name) if self.far else {}
         void = [row for row, (value, _) in single.items() if value == inf]
         void += [p.first[f"{name} infinite"]] if f"{name} infinite" in p.first else []
-        if void:
-            return RowFigure(inf, inf, min(void))
+        p.most[name].settle(MEAN_BITS)
+        index, values, doubts = p.most[name].pruned()
+        terms = single | dict(zip(index.tolist(), zip(values.tolist(), doubts.tolist(), strict=True), strict=True))
+        terms = {row: term for row, term in terms.items() if term[0] != inf}
+        worst, worst_row = self._worst_row(name, terms) if terms or not void else (0.0, 0)
+        if void:  # a figure beside the largest number is infinite too, once it is rounded
+            return RowFigure(inf, inf, min(void + [worst_row] * (worst == inf)))
         value, doubt = p.sums.get(name, (0.0, 0.0))
         for term in single.values():
             value, doubt = value + term[0], doubt + term[1] + abs(float(value)) * 2.0**-51
         mean = _fixed_mean(value, doubt, rows, None)
-        p.most[name].settle(MEAN_BITS)
-        index, values, doubts = p.most[name].pruned()
-        single |= dict(zip(index.tolist(), zip(values.tolist(), doubts.tolist(), strict=True), strict=True))
-        worst, worst_row = self._worst_row(name, single)
         return RowFigure(worst, mean, worst_row)
 
     def _worst_row(self, name: str, terms: Mapping[int, tuple[Real, Real]]) -> tuple[float, int]:

@@ -523,6 +523,12 @@ def test_absolute_errors_beside_the_largest_number_are_sought_without_a_warning(
     assert_same(output, Truth(Problem("softmax", np.zeros((1, 600))), FORMATS["float64"]), "")
 
 
+def test_the_first_row_of_infinite_divergence_may_be_one_that_rounding_makes_so():
+    for outputs in ([-1.797e308, -INF], [-INF, -1.797e308], [-1.79769313e308, -INF], [-INF, 0.0]):
+        output = np.array(outputs)[:, None]
+        assert_same(output, Truth(Problem("log_softmax", np.zeros((2, 1))), FORMATS["float64"]), outputs)
+
+
 def test_a_relative_error_beyond_binary64_is_infinite_as_that_of_a_truth_0_is():
     for tiny in (0, 5):
         x = np.where(np.arange(6) == tiny, -5e-324, 0.0)[:, None]
