@@ -15,14 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial, reduce
+from functools import partial
 
 import numpy as np
 
 from engine import elementary, formats
 from engine.errors import UnknownName, quoted
 from engine.formats import Format, round_array, saturated, widen
-from engine.model import Array, Axes, Step
+from engine.model import Array, Axes
+from engine.recorder import Recorder
 from engine.summation import SUMMATIONS, Adder, plain
 
 PLAIN = Axes()
@@ -35,21 +36,6 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 """The values of the axes that are neither formats nor yes or no."""
 _LOG2_E = float.fromhex("0x1.71547652b82fep+0")  # no midpoint of a narrower format is so near that rounding it twice would show
 
-# Where a function of finite operands is infinite without overflowing (IEEE 754 clause 7.3).
-_POLE: Mapping[str, Callable[..., Array]] = {
-    "divide": lambda a, b: b == 0,
-    "log": lambda a: a == 0,
-    "log1p": lambda a: a == -1,
-}
-# Where the exact result is not 0, for the steps that can underflow: a result too small there has lost digits.
-_NOT_ZERO: Mapping[str, Callable[..., Array]] = {
-    "exp": lambda a: a != -np.inf,
-    "exp2": lambda a: a != -np.inf,
-    "log1p": lambda a: a != 0,
-    "multiply": lambda a, b: (a != 0) & (b != 0),
-    "divide": lambda a, b: (a != 0) & np.isfinite(b),
-    "fma": lambda a, b, c: widen(a) * widen(b) != -widen(c),
-}
 # The steps in binary64, where those of an 8-bit format cannot overflow.
 _WIDE: Mapping[str, Callable[..., Array]] = {
     "add": np.add,
@@ -64,57 +50,6 @@ _WIDE: Mapping[str, Callable[..., Array]] = {
     "round": lambda a: a,
     "sum": partial(np.add.reduce, axis=-1),
 }
-
-
-class Recorder:
-    """Collects, in the order of execution, the steps that went wrong (IEEE 754 clause 7, told from the values alone).
-
-    invalid: NaN from operands without NaN. divide_by_zero: an infinity at a pole, from finite operands. overflow: any
-    other infinity from finite operands. underflow: 0 or subnormal although the exact result is not 0. The operands of a
-    sum are its smallest and its largest term.
-    """
-
-    def __init__(self) -> None:
-        self.steps: list[Step] = []
-
-    def watch(self, name: str, operands: tuple[Array, ...], result: Array, fmt: Format, told: Array | None = None) -> None:
-        """Look at one step: its name, its operands (broadcast to the result; for a sum its terms), its result in a format.
-
-        told: the result before a rule of the format or an axis changed it: infinite where it overflowed, and not flushed.
-        """
-        told = result if told is None else told
-        may_lose = name in _NOT_ZERO or name == "round" or told is not result
-        tiny = np.abs(told) < fmt.smallest_normal if may_lose else np.zeros((), bool)
-        finite = np.isfinite(told).all()
-        if finite and not tiny.any():
-            return
-        if name == "sum":
-            operands = (np.minimum.reduce(operands[0], axis=-1), np.maximum.reduce(operands[0], axis=-1))
-        if not finite:
-            self._note_infinities(name, operands, result, fmt, told)
-        if tiny.any():
-            lost = (told != 0) & (result == 0)
-            if name == "round":
-                lost = widen(result) != widen(operands[0])
-            elif name in _NOT_ZERO:
-                lost = lost | _NOT_ZERO[name](*operands)
-            self._note(name, "underflow", tiny & lost, operands, result, fmt)
-
-    def _note_infinities(self, name: str, operands: tuple[Array, ...], result: Array, fmt: Format, told: Array) -> None:
-        numbers = ~_any(np.isnan, operands)
-        infinite = np.isinf(told) & ~_any(lambda a: ~np.isfinite(a), operands)
-        pole = _POLE[name](*operands) if name in _POLE else np.zeros((), bool)
-        self._note(name, "invalid", np.isnan(told) & numbers, operands, result, fmt)
-        self._note(name, "divide_by_zero", infinite & pole, operands, result, fmt)
-        self._note(name, "overflow", infinite & ~pole, operands, result, fmt)
-
-    def _note(self, name: str, kind: str, where: Array, operands: tuple[Array, ...], result: Array, fmt: Format) -> None:
-        count = int(np.count_nonzero(where))
-        if count:
-            first = tuple(int(i) for i in np.unravel_index(int(np.argmax(where)), result.shape))
-            full = (a if a.shape == result.shape else np.broadcast_to(a, result.shape) for a in operands)
-            there = tuple(float(a[first]) for a in full)
-            self.steps.append(Step(name, kind, count, first, there, float(result[first]), fmt.name))
 
 
 class Arithmetic:
@@ -221,7 +156,12 @@ class Arithmetic:
         """
         if self.accumulator is not self:
             return self.take(self.accumulator.sum(self.accumulator.take(a)))
-        return self._step("sum", lambda terms: SUMMATIONS[self.summation].add(terms, self._adder), a)
+        heard = self._recorder.listen(self._adder, self.summation) if self._recorder is not None else None
+        adder = self._adder if heard is None else heard.adder
+        total = self._step("sum", lambda terms: SUMMATIONS[self.summation].add(terms, adder), a)
+        if heard is not None and self._recorder is not None:
+            self._recorder.heard(heard, self.summation, total, self.fmt)
+        return total
 
     @property
     def _adder(self) -> Adder:
@@ -232,12 +172,12 @@ class Arithmetic:
 
     def neg(self, a: Array) -> Array:
         """-a, exact."""
-        return np.asarray(np.negative(a))
+        return self._selected(np.asarray(np.negative(a)), a, lambda mask: mask)
 
     def max(self, a: Array) -> Array:
         """The largest element of each row, NaN if the row has one; exact: shape B."""
         with np.errstate(all="ignore"):
-            return np.asarray(np.maximum.reduce(a, axis=-1))
+            return self._selected(np.asarray(np.maximum.reduce(a, axis=-1)), a, lambda mask: np.any(mask, axis=-1))
 
     def argmax(self, a: Array) -> Array:
         """The index of the first largest element of each row: shape B."""
@@ -249,12 +189,11 @@ class Arithmetic:
 
     def at(self, a: Array, index: Array) -> Array:
         """The element of each row at that row's index: shape B."""
-        rows = a.reshape(-1, a.shape[-1])
-        return np.asarray(rows[np.arange(len(rows)), index.reshape(-1)].reshape(index.shape))
+        return self._selected(_picked(a, index), a, partial(_picked, index=index))
 
     def without(self, a: Array, index: Array) -> Array:
         """A copy with 0 in each row at that row's index."""
-        return _put(np.array(a, order="C"), index, 0)
+        return self._selected(_put(np.array(a, order="C"), index, 0), a, lambda mask: _put(np.array(mask, order="C"), index, 0))
 
     def one_hot(self, index: Array, like: Array) -> Array:
         """Rows of the shape of `like`: 1 at each row's index, 0 elsewhere."""
@@ -262,7 +201,7 @@ class Arithmetic:
 
     def where_nonzero(self, y: Array, a: Array) -> Array:
         """a where y is not 0, else 0, whatever a is there."""
-        return np.where(y != 0, a, np.zeros((), self.fmt.dtype))
+        return self._selected(np.where(y != 0, a, np.zeros((), self.fmt.dtype)), a, lambda mask: mask & (y != 0))
 
     def column(self, a: Array) -> Array:
         """Rows as columns, shape B + (n, 1): a_i of a matrix [i, j]."""
@@ -277,15 +216,21 @@ class Arithmetic:
         n = like.shape[-1]
         return np.eye(n, dtype=self.fmt.dtype).reshape((1,) * (like.ndim - 1) + (n, n))
 
+    def _selected(self, result: Array, source: Array, select: Callable[[Array], Array]) -> Array:
+        """An array made of the elements of another."""
+        if self._recorder is not None:
+            self._recorder.follow(result, source, select)
+        return result
+
     def _step(self, name: str, function: Callable[..., Array], *operands: Array) -> Array:
         # Contiguous operands: NumPy takes other, differently rounded loops of exp and log for some strides.
-        operands = tuple(np.asarray(operand, order="C") for operand in operands)
+        given, operands = operands, tuple(np.asarray(operand, order="C") for operand in operands)
         with np.errstate(all="ignore"):
             if self._flushes and name != "round":
                 operands = tuple(self._flushed(operand) for operand in operands)
             result, told = self._result(name, function, *operands)
             if self._recorder is not None:
-                self._recorder.watch(name, operands, result, self.fmt, told)
+                self._recorder.watch(name, operands, result, self.fmt, told, given)
         return result
 
     def _silent(self, name: str, function: Callable[..., Array], *operands: Array) -> Array:
@@ -311,16 +256,17 @@ class Arithmetic:
         return np.where(np.abs(a) < self.fmt.smallest_normal, np.copysign(np.zeros((), a.dtype), a), a)
 
 
-def _any(test: Callable[[Array], Array], operands: tuple[Array, ...]) -> Array:
-    """Where the test holds for at least one operand."""
-    return reduce(np.logical_or, map(test, operands))
-
-
 def _aligned(a: Array, b: Array) -> tuple[Array, Array]:
     """A figure per row (shape B) gets a last axis where it meets rows (shape B + (n,))."""
     if a.ndim < b.ndim:
         return a[..., None], b
     return (a, b[..., None]) if b.ndim < a.ndim else (a, b)
+
+
+def _picked(a: Array, index: Array) -> Array:
+    """The element of each row at its index."""
+    rows = a.reshape(-1, a.shape[-1])
+    return np.asarray(rows[np.arange(len(rows)), index.reshape(-1)].reshape(index.shape))
 
 
 def _put(rows: Array, index: Array, value: int) -> Array:

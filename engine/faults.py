@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import copysign
+from collections.abc import Callable, Mapping, Sequence
+from math import copysign, frexp
 
 from engine.formats import FORMATS
 from engine.model import Fault, Step
@@ -14,27 +14,68 @@ _SIGNS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
 def explain(steps: Sequence[Step], flushed: bool = False) -> tuple[Fault, ...]:
     """One fault for each step name and kind, in the order they first occurred.
 
-    Counts of the same name and kind are added; the index and the sentence are those of the first occurrence. Numbers in
-    a sentence are the shortest decimals that read back to the same binary64. flushed: whether subnormal results became 0.
+    Counts of the same name and kind are added; the index, the cause and the sentence are those of the first occurrence. Numbers
+    in a sentence are the shortest decimals that read back to the same binary64. flushed: whether subnormal results became 0.
     """
     merged: dict[tuple[str, str], list[Step]] = {}
     for step in steps:
         merged.setdefault((step.name, step.kind), []).append(step)
-    overflowed = {step.first_index for step in steps if step.kind == "overflow"}
-    return tuple(
-        Fault(name, kind, sum(step.count for step in same), same[0].first_index, _sentence(same[0], flushed, overflowed))
-        for (name, kind), same in merged.items()
-    )
+    place = {key: number for number, key in enumerate(merged)}
+    faults = []
+    for (name, kind), same in merged.items():
+        first = same[0]
+        before = None if first.cause is None else steps[first.cause]
+        cause = None if before is None or (before.name, before.kind) == (name, kind) else place[before.name, before.kind]
+        count = sum(step.count for step in same)
+        faults.append(Fault(name, kind, count, first.first_index, _sentence(first, flushed, before), cause))
+    return tuple(faults)
 
 
-def _sentence(step: Step, flushed: bool, overflowed: set[tuple[int, ...]]) -> str:
+def _sentence(step: Step, flushed: bool, before: Step | None) -> str:
     if step.kind == "overflow":
         return _overflow(step)
     if step.kind == "underflow":
         return _underflow(step, flushed)
     if step.kind == "divide_by_zero":
         return f"{_expression(step)} has no finite value (division by zero) and became {_decimal(step.result)}"
-    return f"{_expression(step)} is not a number (invalid){_why_invalid(step, step.first_index in overflowed)}"
+    if step.kind in _LOST:
+        return _LOST[step.kind](step)
+    overflowed = before is not None and (before.kind, before.first_index) == ("overflow", step.first_index)
+    return f"{_expression(step)} is not a number (invalid){_why_invalid(step, overflowed)}"
+
+
+def _stalled(step: Step) -> str:
+    count, lost = step.operands
+    what = f"a sum stood still at {_decimal(step.result)}: its last {count:.0f} terms, together {lost:.4g}"
+    return f"{what}, were each too small to change it in {step.format}"
+
+
+def _absorbed(step: Step) -> str:
+    count, lost = step.operands
+    what = f"a sum that became {_decimal(step.result)} absorbed {count:.0f} addends, together {lost:.4g}"
+    return f"{what}: each was too small to change the partial sum it was added to in {step.format}"
+
+
+def _cancelled(step: Step) -> str:
+    precision = FORMATS[step.format].precision
+    if step.result == 0:
+        return f"{_expression(step)} is 0: all {precision} bits cancelled, and what rounding had changed before is lost"
+    bits = frexp(max(map(abs, step.operands)))[1] - frexp(step.result)[1]
+    rest = f"what rounding had changed before weighs 2^{bits} times as much"
+    return f"{_expression(step)} is {_decimal(step.result)}: {bits} of {precision} bits cancelled, and {rest}"
+
+
+def _mismatched(step: Step) -> str:
+    what = "the numerator and its term in the sum were rounded differently"
+    return f"{_expression(step)}: {what}, so the quotients need not sum to 1"
+
+
+_LOST: Mapping[str, Callable[[Step], str]] = {
+    "stalled": _stalled,
+    "absorbed": _absorbed,
+    "cancelled": _cancelled,
+    "mismatched": _mismatched,
+}
 
 
 def _overflow(step: Step) -> str:

@@ -112,9 +112,9 @@ class Worst:
 class Step:
     """What one call of one Arithmetic operation did wrong.
 
-    name: exp, sum, divide, ...; kind: overflow, underflow, invalid or divide_by_zero (IEEE 754 clause 7).
-    count: elements; first_index: position of the first in the step's result; operands, result: the values there.
-    format: the one that the step's result is in.
+    name: exp, sum, divide, ...; kind: overflow, underflow, invalid or divide_by_zero (IEEE 754 clause 7), or absorbed, stalled,
+    cancelled or mismatched (engine.recorder). count: elements; first_index: position of the first in the step's result; operands,
+    result: the values there. format: the one that the step's result is in. cause: number of the step that led to it, if any.
     """
 
     name: str
@@ -124,17 +124,22 @@ class Step:
     operands: tuple[float, ...]
     result: float
     format: str
+    cause: int | None = None
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A step that broke, all calls of that step taken together, with one plain sentence."""
+    """A step that broke, all calls of that step taken together, with one plain sentence.
+
+    cause: the number, in the list of faults, of the one that led to the first of its elements; None begins a chain.
+    """
 
     step: str
     kind: str
     count: int
     first_index: tuple[int, ...]
     detail: str
+    cause: int | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from engine import bounds, formats, ops
-from engine.arithmetic import PLAIN, Arithmetic, Recorder
+from engine.arithmetic import PLAIN, Arithmetic
 from engine.errors import InvalidProblem, UnknownName, quoted
 from engine.faults import explain
 from engine.formats import FORMATS, IEEE, Format
@@ -37,6 +37,7 @@ from engine.model import (
     TruthAnswer,
     Worst,
 )
+from engine.recorder import Recorder
 from engine.summation import SUMMATIONS
 from engine.survey import Map, Survey
 from engine.truth import SERVED_BITS, Truth, decimal, hexadecimal

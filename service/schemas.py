@@ -439,7 +439,8 @@ class Worst(BaseModel):
     rel: Annotated[SafeFloat | None, Field(description="relative error; null for a special mismatch")]
 
 
-_KIND = "overflow, underflow, invalid, divide_by_zero, or absorbed: a result 0 where R is normal, within the rule of accurate"
+_KIND = "overflow, underflow, invalid, divide_by_zero (IEEE 754), stalled, absorbed, cancelled or mismatched: digits lost"
+_CAUSE = "place in this list, from 0, of the fault that led to the first of them; null: it begins a chain"
 
 
 class Fault(BaseModel):
@@ -450,6 +451,7 @@ class Fault(BaseModel):
     count: Annotated[int, Field(description="elements of that step's results")]
     first_index: Annotated[list[Index], Field(description="the first of them, as a position in the result of the step")]
     detail: Annotated[str, Field(description="one sentence on the first of them")]
+    cause: Annotated[int | None, Field(description=_CAUSE)]
 
 
 _EXCEEDED = "elements beyond the rule; special mismatches, which have no error, are not among them"

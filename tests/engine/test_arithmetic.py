@@ -7,10 +7,11 @@ import mpmath
 import numpy as np
 import pytest
 
-from engine.arithmetic import CHOICES, Arithmetic, Recorder
+from engine.arithmetic import CHOICES, Arithmetic
 from engine.errors import InvalidProblem, UnknownName
 from engine.formats import FORMATS, from_ordinals, ordinals, round_array, widen
 from engine.model import Axes, Step
+from engine.recorder import Recorder
 from tests import judge
 
 EVERY_FORMAT = pytest.mark.parametrize("fmt", FORMATS.values(), ids=list(FORMATS))

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from engine.arithmetic import Arithmetic, Recorder
+from engine.arithmetic import Arithmetic
 from engine.faults import explain
 from engine.formats import FORMATS, round_array
-from engine.model import Fault, Step
+from engine.model import Axes, Fault, Step
+from engine.recorder import Recorder
 from engine.variants import VARIANTS
 
 INF, NAN = math.inf, math.nan
@@ -34,7 +35,7 @@ def test_nothing_wrong_is_no_fault():
 def test_naive_softmax_of_1000_overflows_in_exp_and_then_divides_infinities():
     assert faults("softmax/naive", [[1000.0, 1001.0, 1002.0]]) == (
         Fault("exp", "overflow", 3, (0, 0), "exp(1000) exceeds the largest float16, 65504; the largest safe logit is 11.0859375"),
-        Fault("divide", "invalid", 3, (0, 0), "inf / inf is not a number (invalid): numerator and denominator both overflowed"),
+        Fault("divide", "invalid", 3, (0, 0), "inf / inf is not a number (invalid): numerator and denominator both overflowed", 0),
     )
 
 
@@ -65,12 +66,15 @@ def test_naive_softmax_of_very_negative_logits_divides_zeros():
 
 def test_the_chain_rule_makes_0_over_0():
     found = faults("cross_entropy_grad/chain_rule", [0.0, -30.0], 0)
-    assert Fault("divide", "invalid", 1, (1,), "0 / 0 is not a number (invalid): numerator and denominator are both 0") in found
+    place = found.index(Fault("exp", "underflow", 1, (1,), found[0].detail))
+    assert (
+        Fault("divide", "invalid", 1, (1,), "0 / 0 is not a number (invalid): numerator and denominator are both 0", place) in found
+    )
 
 
 def test_log_of_zero_has_no_value():
     found = faults("cross_entropy/log_of_softmax", [0.0, -30.0], 1)
-    assert found[-1] == Fault("log", "divide_by_zero", 1, (), "log(0) has no finite value (division by zero) and became -inf")
+    assert found[-1] == Fault("log", "divide_by_zero", 1, (), "log(0) has no finite value (division by zero) and became -inf", 0)
 
 
 def test_a_row_of_minus_infinity_has_no_difference_from_its_maximum():
@@ -146,7 +150,7 @@ def test_every_fault_of_every_variant_has_a_sentence(variant, fmt):
     extra = {"softmax_vjp": [[[1e5, -1e5, 0.0]] * 6], "cross_entropy": [[2] * 6], "cross_entropy_grad": [[2] * 6]}
     for fault in faults(variant.key, rows, *extra.get(variant.op, []), fmt=fmt):
         assert fault.count > 0
-        assert fault.kind in ("overflow", "underflow", "invalid", "divide_by_zero")
+        assert fault.kind in ("overflow", "underflow", "invalid", "divide_by_zero", "cancelled")
         assert 20 < len(fault.detail) < 200
         assert "nan" not in fault.detail
 
@@ -159,3 +163,149 @@ def test_sentences_of_the_axes():
     assert sentence("round", "overflow", (-7e4,), -INF, F16) == "round(-70000) exceeds in magnitude the largest float16, 65504"
     pole = sentence("divide", "divide_by_zero", (1.0, 0.0), NAN, FORMATS["float8_e4m3fn"])
     assert pole == "1 / 0 has no finite value (division by zero) and became NaN"
+
+
+# ---- chains ----------------------------------------------------------------------------------------------------------
+
+
+def chain(found):
+    return [(fault.step, fault.kind, fault.cause) for fault in found]
+
+
+def test_a_chain_leads_from_the_first_step_to_the_last():
+    found = faults("cross_entropy_grad/chain_rule", [[0.0, -30.0, 1.0], [0.0, 0.0, -INF]], [0, 0])
+    told = chain(found)
+    assert told[0] == ("exp", "underflow", None)
+    assert ("divide", "invalid", 0) in told
+    assert chain(faults("log_softmax/naive", [[1000.0, 0.0]])) == [("exp", "overflow", None)]
+    assert chain(faults("cross_entropy/log_of_softmax", [0.0, -9.8], 1)) == [
+        ("exp", "underflow", None),
+        ("divide", "underflow", None),
+    ]
+
+
+def test_what_was_given_begins_no_chain():
+    """A masked class has the probability 0 exactly; that exp underflowed in the other row has led to nothing there."""
+    found = faults("cross_entropy/log_of_softmax", [[0.0, -INF], [0.0, -30.0]], [1, 0])
+    assert chain(found) == [("exp", "underflow", None), ("log", "divide_by_zero", None)]
+    found = faults("cross_entropy/log_of_softmax", [[0.0, -INF], [0.0, -30.0]], [0, 1])
+    assert chain(found) == [("exp", "underflow", None), ("log", "divide_by_zero", 0)]
+
+
+@pytest.mark.parametrize(
+    "select",
+    [
+        lambda k, a: k.neg(a),
+        lambda k, a: k.max(a),
+        lambda k, a: k.at(a, np.array([0, 0])),
+        lambda k, a: k.without(a, np.array([1, 1])),
+        lambda k, a: k.where_nonzero(np.ones((2, 2)), a),
+        lambda k, a: k.column(a),
+    ],
+    ids=["neg", "max", "at", "without", "where_nonzero", "column"],
+)
+def test_what_is_selected_carries_its_fault_on(select):
+    recorder = Recorder()
+    k = Arithmetic(F16, recorder=recorder)
+    large = k.exp(np.array([[100.0, 1.0], [1.0, 1.0]], np.float16))
+    chosen = select(k, large)
+    k.sub(chosen, chosen)
+    assert [(step.kind, step.cause) for step in recorder.steps if step.kind != "cancelled"] == [("overflow", None), ("invalid", 0)]
+
+
+def test_an_array_that_is_gone_is_forgotten():
+    recorder = Recorder()
+    k = Arithmetic(F16, "pairwise", recorder=recorder)
+    total = k.sum(k.exp(np.zeros((4, 5), np.float16)))
+    kept = len(recorder._origins)
+    del total
+    assert 0 == len(recorder._origins) < kept
+
+
+# ---- digits lost -----------------------------------------------------------------------------------------------------
+
+
+def summed(terms, summation, fmt=F16):
+    recorder = Recorder()
+    Arithmetic(fmt, summation, recorder).sum(round_array(np.array(terms), fmt))
+    return explain(recorder.steps)
+
+
+@pytest.mark.parametrize("summation", ["sequential", "reverse"])
+def test_a_sum_of_ones_stalls_where_its_unit_is_2(summation):
+    (fault,) = summed(np.ones((2, 4096)), summation)
+    assert (fault.step, fault.kind, fault.count, fault.first_index, fault.cause) == ("sum", "stalled", 2, (0,), None)
+    said = "a sum stood still at 2048: its last 2048 terms, together 2048, were each too small to change it in float16"
+    assert fault.detail == said
+    assert summed(np.ones((2, 2048)), summation) == summed(np.ones((2, 4096)), "pairwise") == ()
+
+
+def test_sums_that_are_not_seen_or_make_good_what_they_lose_have_absorbed_nothing():
+    for summation in ("numpy", "kahan", "neumaier", "exact"):
+        assert summed(np.ones(4096), summation, FORMATS["bfloat16"]) == ()
+
+
+def test_absorbed_addends_are_told_where_they_make_a_unit_together():
+    each = {"pairwise": [2048.0, 1.0, 0.5, 0.5], "blocked": [2048.0, 1.0, 0.5, 0.5], "warp": [2048.0, 0.5, 1.0, 0.5]}
+    for summation, terms in each.items():
+        (fault,) = summed([[1.0] * 4, terms], summation)
+        assert (fault.kind, fault.count, fault.first_index) == ("absorbed", 1, (1,))
+    (fault,) = summed([2048.0, 1.0, 1.0, 16.0], "sequential")
+    assert fault.detail == (
+        "a sum that became 2064 absorbed 2 addends, together 2: each was too small to change the partial sum it was added to in "
+        "float16"
+    )
+    assert summed([2048.0, 1.0] * 16, "pairwise") == ()
+    assert summed([1.0, 2.0**-12, 2.0**-12, 2.0**-12], "sequential") == ()
+    assert summed([2048.0, 1.0, -2048.0, 1.0], "reverse") == ()
+
+
+def test_an_infinite_sum_has_absorbed_nothing():
+    assert [fault.kind for fault in summed([6e4, 1.0, 6e4, 1.0], "sequential")] == ["overflow"]
+    assert summed([INF, 1.0, 1.0, 1.0], "sequential") == ()
+
+
+def test_a_difference_of_rounded_numbers_cancels():
+    (fault,) = faults("cross_entropy/fused", [[10.0, 0.0, 0.0]], [0], fmt=F32)
+    assert (fault.step, fault.kind, fault.first_index) == ("subtract", "cancelled", (0,))
+    assert "of 24 bits cancelled, and what rounding had changed before weighs 2^1" in fault.detail
+    (fault,) = faults("softmax_jacobian/shifted", [0.0, -20.0], fmt=F16)[-1:]
+    assert fault.detail == "1 - 1 is 0: all 11 bits cancelled, and what rounding had changed before is lost"
+
+
+def test_logits_are_data_and_their_difference_from_the_maximum_cancels_nothing():
+    assert faults("softmax/shifted", [[100.0, 99.9375]]) == ()
+
+
+def test_a_half_of_the_bits_may_cancel():
+    k = Arithmetic(F16, recorder=(recorder := Recorder()))
+    given = np.array([1.0], np.float16)
+    k.sub(k.exp(np.zeros(1, np.float16)), given - np.float16(2.0**-5))
+    assert recorder.steps == []
+    k.sub(k.exp(np.zeros(1, np.float16)), given - np.float16(2.0**-6))
+    assert [step.kind for step in recorder.steps] == ["cancelled"]
+
+
+@pytest.mark.parametrize("reciprocal", [False, True])
+def test_a_numerator_and_its_term_that_were_rounded_differently(reciprocal):
+    x = np.array([[0.0, -1.0, -2.0]], np.float32)
+
+    def kinds(accumulator, stored=None):
+        k = Arithmetic(F32, recorder=(recorder := Recorder()), axes=Axes(accumulator=accumulator))
+        e = k.exp(x)
+        total = k.sum(e)
+        e = k.take(Arithmetic(FORMATS[stored], recorder=recorder).take(e)) if stored else e
+        if reciprocal:
+            k.mul(k.div(np.ones(1, np.float32), total), e)
+        else:
+            k.div(e, total)
+        return [(step.name, step.kind, step.count, step.first_index) for step in recorder.steps]
+
+    name = "multiply" if reciprocal else "divide"
+    assert kinds("float32") == kinds("float64") == []
+    assert kinds("float16") == [(name, "mismatched", 2, (0, 1))]
+    assert kinds("float32", "float16") == [(name, "mismatched", 2, (0, 1))]
+    (fault,) = explain([Step(name, "mismatched", 2, (0, 1), (0.5, 2.0), 0.25, "float32")])
+    assert fault.detail.endswith(
+        ": the numerator and its term in the sum were rounded differently, so the quotients need not sum to 1"
+    )

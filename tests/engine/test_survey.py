@@ -9,12 +9,13 @@ import pytest
 
 import engine
 from engine import Disagreement, Problem, screen, survey, verify
-from engine.arithmetic import Arithmetic, Recorder
+from engine.arithmetic import Arithmetic
 from engine.errors import Undecided
 from engine.formats import FORMATS, from_ordinals, ordinals, round_array, widen
 from engine.measurement import Measurement
 from engine.metrics import measure
 from engine.ops import OPS
+from engine.recorder import Recorder
 from engine.survey import Survey
 from engine.truth import Truth, enclosures, fast
 from engine.variants import of_op

@@ -7,11 +7,12 @@ from itertools import product
 import numpy as np
 import pytest
 
-from engine.arithmetic import Arithmetic, Recorder
+from engine.arithmetic import Arithmetic
 from engine.errors import UnknownName
 from engine.formats import FORMATS, from_ordinals, ordinals, round_array
 from engine.inputs import FAMILIES, generate
 from engine.ops import OPS
+from engine.recorder import Recorder
 from engine.summation import SUMMATIONS
 from engine.variants import VARIANTS, of_op, variant
 
