@@ -14,7 +14,7 @@ _SIGNS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
 def explain(steps: Sequence[Step], flushed: bool = False) -> tuple[Fault, ...]:
     """One fault for each step name and kind, in the order they first occurred.
 
-    Counts of the same name and kind are added; the index, the cause and the sentence are those of the first occurrence. Numbers
+    Counts of the same name and kind are added; the index, the chain and the sentence are those of the first occurrence. Numbers
     in a sentence are the shortest decimals that read back to the same binary64. flushed: whether subnormal results became 0.
     """
     merged: dict[tuple[str, str], list[Step]] = {}
@@ -24,14 +24,14 @@ def explain(steps: Sequence[Step], flushed: bool = False) -> tuple[Fault, ...]:
     faults = []
     for (name, kind), same in merged.items():
         first = same[0]
-        before = None if first.cause is None else steps[first.cause]
-        cause = None if before is None or (before.name, before.kind) == (name, kind) else place[before.name, before.kind]
+        before = [steps[number] for number in first.chain]
+        chain = tuple(sorted({place[step.name, step.kind] for step in before} - {place[name, kind]}))
         count = sum(step.count for step in same)
-        faults.append(Fault(name, kind, count, first.first_index, _sentence(first, flushed, before), cause))
+        faults.append(Fault(name, kind, count, first.first_index, _sentence(first, flushed, before), chain))
     return tuple(faults)
 
 
-def _sentence(step: Step, flushed: bool, before: Step | None) -> str:
+def _sentence(step: Step, flushed: bool, before: Sequence[Step]) -> str:
     if step.kind == "overflow":
         return _overflow(step)
     if step.kind == "underflow":
@@ -40,7 +40,7 @@ def _sentence(step: Step, flushed: bool, before: Step | None) -> str:
         return f"{_expression(step)} has no finite value (division by zero) and became {_decimal(step.result)}"
     if step.kind in _LOST:
         return _LOST[step.kind](step)
-    overflowed = before is not None and (before.kind, before.first_index) == ("overflow", step.first_index)
+    overflowed = any((one.kind, one.first_index) == ("overflow", step.first_index) for one in before)
     return f"{_expression(step)} is not a number (invalid){_why_invalid(step, overflowed)}"
 
 

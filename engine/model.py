@@ -114,7 +114,7 @@ class Step:
 
     name: exp, sum, divide, ...; kind: overflow, underflow, invalid or divide_by_zero (IEEE 754 clause 7), or absorbed, stalled,
     cancelled or mismatched (engine.recorder). count: elements; first_index: position of the first in the step's result; operands,
-    result: the values there. format: the one that the step's result is in. cause: number of the step that led to it, if any.
+    result: the values there. format: the one that the step's result is in. chain: the numbers of the steps that led to the first.
     """
 
     name: str
@@ -124,14 +124,14 @@ class Step:
     operands: tuple[float, ...]
     result: float
     format: str
-    cause: int | None = None
+    chain: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Fault:
     """A step that broke, all calls of that step taken together, with one plain sentence.
 
-    cause: the number, in the list of faults, of the one that led to the first of its elements; None begins a chain.
+    chain: the places, in the list of faults, of those that led to the first of its elements.
     """
 
     step: str
@@ -139,7 +139,7 @@ class Fault:
     count: int
     first_index: tuple[int, ...]
     detail: str
-    cause: int | None = None
+    chain: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ IN_ORDER = ("sequential", "reverse")
 class _Origin:
     """Where an array comes from: the step, and the origins of its operands.
 
-    broken: for some faults (their numbers) the elements that are NaN, infinite, subnormal or 0 because of them, as masks of its shape.
+    broken: for some faults (their numbers) masks of the elements that are NaN, infinite, subnormal or 0 because of them.
     changed: of a rounding, the elements that it changed.
     """
 
@@ -91,7 +91,7 @@ class Heard:
 
 
 class Recorder:
-    """Collects, in the order of execution, the steps that went wrong, each with the earlier one that led to it.
+    """Collects, in the order of execution, the steps that went wrong, each with the earlier ones that led to it.
 
     invalid: NaN from operands without NaN. divide_by_zero: an infinity at a pole, from finite operands. overflow: any
     other infinity from finite operands. underflow: 0 or subnormal although the exact result is not 0. The operands of a
@@ -219,8 +219,8 @@ class Recorder:
             first = tuple(int(i) for i in np.unravel_index(int(np.argmax(where)), result.shape))
             full = (a if a.shape == result.shape else np.broadcast_to(a, result.shape) for a in operands)
             there = tuple(float(a[first]) for a in full)
-            cause = max((number for number, mask in self._broken.items() if mask[first]), default=None)
-            self.steps.append(Step(name, kind, count, first, there, float(result[first]), fmt.name, cause))
+            chain = tuple(sorted(number for number, mask in self._broken.items() if mask[first]))
+            self.steps.append(Step(name, kind, count, first, there, float(result[first]), fmt.name, chain))
             if kind != "mismatched":
                 self._broken = {**self._broken, len(self.steps) - 1: where}
 

@@ -318,6 +318,7 @@ EVALUATE_ANSWER: dict[str, Any] = {
                         "exp(-12) is below the smallest normal float16, 6.103515625e-05"
                         ", and became the subnormal 6.139278411865234e-06"
                     ),
+                    "chain": [],
                 },
                 {
                     "step": "divide",
@@ -328,6 +329,7 @@ EVALUATE_ANSWER: dict[str, Any] = {
                         "6.139278411865234e-06 / 1 is below the smallest normal float16, 6.103515625e-05"
                         ", and became the subnormal 6.139278411865234e-06"
                     ),
+                    "chain": [0],
                 },
             ],
             "bound": {
@@ -440,7 +442,7 @@ class Worst(BaseModel):
 
 
 _KIND = "overflow, underflow, invalid, divide_by_zero (IEEE 754), stalled, absorbed, cancelled or mismatched: digits lost"
-_CAUSE = "place in this list, from 0, of the fault that led to the first of them; null: it begins a chain"
+_CHAIN = "places in this list, from 0, of the faults that led to the first of them"
 
 
 class Fault(BaseModel):
@@ -451,7 +453,7 @@ class Fault(BaseModel):
     count: Annotated[int, Field(description="elements of that step's results")]
     first_index: Annotated[list[Index], Field(description="the first of them, as a position in the result of the step")]
     detail: Annotated[str, Field(description="one sentence on the first of them")]
-    cause: Annotated[int | None, Field(description=_CAUSE)]
+    chain: Annotated[list[int], Field(description=_CHAIN)]
 
 
 _EXCEEDED = "elements beyond the rule; special mismatches, which have no error, are not among them"
