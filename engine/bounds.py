@@ -362,7 +362,10 @@ class Rows:
         total = np.zeros((len(self._logits), 1))
         for part in self.parts:
             found = values(part)
-            total = np.maximum(total, np.where(np.isfinite(found), found, 0.0).max(axis=1, keepdims=True))
+            most = found.max(axis=1, keepdims=True)
+            if not np.isfinite(most).all():
+                most = np.where(np.isfinite(found), found, 0.0).max(axis=1, keepdims=True)
+            total = np.maximum(total, most)
         return total
 
     @cached_property

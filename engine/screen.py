@@ -1129,6 +1129,7 @@ class _Rows:
     def _beyond(self, cell: _Cells) -> None:
         """Elements beyond the bound of the op's stable variant, and zeros inside it; what is too close to it is left open."""
         tolerance, value = self._bounds(1, cell.part), np.abs(cell.r)
+        cell.judge = tolerance
         if not float(tolerance.max()) < inf:
             self.p.counts["unjudged"] += int(np.count_nonzero(self._out(cell, tolerance == inf)))
         over = self._out(cell, value > tolerance * (1 - 2.0**-30))
@@ -1154,7 +1155,8 @@ class _Rows:
 
     def _vacuous(self, cell: _Cells) -> None:
         """Elements without a bound of the declared algorithm, and those whose bound is as large as they are."""
-        own = cell.own = self._bounds(0, cell.part)
+        alike = self.screen.work.chosen[0] == self.screen.work.chosen[1]
+        own = cell.own = cell.judge if alike else self._bounds(0, cell.part)
         counts = self.p.counts
         counts["bounded"] += own.size - cell.odd.size - cell.open.size
         if not float(own.max()) < inf:
@@ -1574,6 +1576,7 @@ class _Cells:
     open: Array = field(default_factory=lambda: np.empty(0, np.int64))
     deep: Array = field(default_factory=lambda: np.empty(0, np.int64))
     own: Array = field(default_factory=lambda: np.empty(0))
+    judge: Array = field(default_factory=lambda: np.empty(0))
     gone: Array | None = None
     sure: Array | None = None
     exact: Array | None = None

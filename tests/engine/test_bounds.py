@@ -214,6 +214,14 @@ def test_bounds_do_not_depend_on_what_is_computed_together():
         assert np.array_equal(whole, np.array(alone)[:, 100:])
 
 
+def test_bounds_are_kept_for_a_while_only(monkeypatch):
+    monkeypatch.setattr("engine.measurement.KEPT", 3)
+    _, _, allowances = run("softmax/shifted", "float32", np.arange(12.0).reshape(6, 2))
+    whole = [allowances.declared(i) for i in range(12)]
+    assert len(allowances._rows) < 4
+    assert whole[:2] * 6 == whole  # the rows differ by a shift
+
+
 def test_a_vacuous_bound_is_counted():
     m = exactly("softmax/shifted", "float16", [0.0, -16.0, -3.0])
     assert m.bound().vacuous == 1  # exp(-16) is subnormal, and known to no digit
