@@ -186,7 +186,7 @@ class Survey:
                 if self.level + 1 < len(fast.TIERS):
                     self._take(self.level + 1)
                 else:
-                    self._exact = Measurement(self.output, self.truth)
+                    self._exact = Measurement(self.output, self.truth, self.allowances)
         return metrics.measure(self._exact, ranks)
 
     def _metrics(self, ranks: bool) -> Metrics:

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from engine import Problem, bounds, evaluate, measure
+from engine import Problem, bounds, evaluate, measure, survey
 from engine.arithmetic import Arithmetic
 from engine.bounds import BOUNDS, Allowed, allowed, constants, declared, rule, stable, summing
 from engine.errors import InvalidProblem
@@ -203,6 +203,17 @@ def test_both_paths_give_the_same_figures_of_a_declared_algorithm(key):
         ), (key, fmt)
 
 
+def test_what_is_left_to_the_exact_path_keeps_its_declaration(monkeypatch):
+    output, truth, allowances = run("softmax/shifted", "float16", np.linspace(-3, 3, 40), summation="kahan")
+
+    def undecided(self, ranks):
+        raise survey._Open
+
+    monkeypatch.setattr(Survey, "_metrics", undecided)
+    found = Survey(output, truth, allowances=allowances).metrics().error_over_bound
+    assert found == Measurement(output, truth, allowances).error_over_bound()
+
+
 def test_bounds_do_not_depend_on_what_is_computed_together():
     rng = np.random.default_rng(2)
     x = rng.standard_normal((3, bounds.CHUNK + 5)) * 4
@@ -212,6 +223,15 @@ def test_bounds_do_not_depend_on_what_is_computed_together():
         whole = Allowed([k], x, extra).part(0, 100, bounds.CHUNK + 5)
         alone = [allowed([k], row, None if extra is None else extra[i], row.size)[0] for i, row in enumerate(x)]
         assert np.array_equal(whole, np.array(alone)[:, 100:])
+
+
+@pytest.mark.parametrize("beside", [0, -1e-30, 1e-14, -1e-14])
+def test_a_bound_beside_the_truth_is_decided_by_a_finer_tier(monkeypatch, beside):
+    monkeypatch.setattr(Allowed, "part", lambda self, which, start, stop: np.full((len(self._of.m), stop - start), 0.25 + beside))
+    output, truth, allowances = run("softmax/shifted", "float32", np.zeros((3, 4)))
+    found = Survey(output, truth, allowances=allowances)
+    assert (found.bound(), found.status()) == (Measurement(output, truth, allowances).bound(), "accurate")
+    assert found.bound().vacuous == 12 * (0.25 + beside >= 0.25)
 
 
 def test_bounds_are_kept_for_a_while_only(monkeypatch):
