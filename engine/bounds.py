@@ -1,52 +1,926 @@
-"""Tolerances derived from the input: how far a sound algorithm may be from the truth on one row.
+r"""A-priori error bounds: what error theory allows a variant in an arithmetic on one row, element by element.
 
-Until a-priori bounds of each algorithm come, `inaccurate` is decided by the stated interim rule: with n logits of
-range x_max - x_min (finite ones), u = 2^-precision and T the truth,
+|c - T| <= B for every c that the variant, written as its formula says, can give: B is a function of the row, of the variant and
+of the constants of the arithmetic (`Declared`), never of the output. Infinite: there is no bound. Below, x the logits as stored,
+m their maximum, d_j = x_j - m, S = sum exp(d_j), L = log S, y = m + L, p_i = exp(d_i)/S; u, eta, f: the unit roundoff, the
+smallest subnormal and the smallest normal number of the format; f counts only where subnormals are flushed, and is 0 otherwise.
+Every step is fl(z) = z (1 + t) + s, |t| <= u, |s| <= eta/2 + f, s = 0 for the sum or the difference of two numbers but for a
+flush (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., doi 10.1137/1.9780898718027, section 2.2; Hauser, doi
+10.1145/227699.227701).
 
-    softmax, softmax_jacobian   |c - T| <= (n + 4 + 2 (x_max - x_min)) u |T|  where RN(T) is normal
-    every other op              |c - T| <= (n + 4 + 2 (x_max - x_min) + 2 |T|) u
+Exponentials. The computed one is e_j exp(r_j) + s_j, |r_j| <= th_j, |s_j| <= z:
+    shifted  th_j = v (kappa |d_j| + c) + slip, and 0 where d_j = 0, for exp(0) = 1 exactly. The difference is off by u |d_j|,
+             which the exponential makes a relative error; kappa = 3 for exp2(d log2 e), whose constant and product are rounded
+                 too:
+             (1 + u)^3 - 1 <= 3 v. c u is the relative error of the primitive (c = 1: correctly rounded; c = 2 k: to k ulp) and
+             |log(1 + t)| <= c v for |t| <= c u. v = u / (1 - max(c, 1) u).
+    natural  th_j = v (kappa |x_j| + c) + slip, and 0 where x_j = 0: the operand is exact, so kappa is 0, or 2 in the exp2 domain.
+    slip     4 f or (exp2) eta + 6 f: flushed operands, flushed differences, the underflow of the product.
+    z        k eta + f: k ulp of the subnormals.
 
-It is read off the leading terms of Blanchard, Higham, Higham (doi 10.1093/imanum/draa038), theorems 4.2 and 4.3.
+Sums of n terms >= 0. The computed one is (sum of the terms) exp(g), |g| <= H, plus what underflows. With w the unit roundoff of
+the accumulator, w' = w / (1 - w), and a term passing through h additions, H = h w' (Higham, section 4.2; doi 10.1137/0914050):
+    sequential, reverse                   h = n - 1
+    pairwise                              h = ceil(log2 n)
+    blocked, numpy (float32, float64)     h by NumPy's recursion: n - 1; from 8 terms on n div 8 + 2 + n mod 8; above 128 halves
+    numpy (float16)                       the same in float32, then one rounding to float16; (others) as sequential
+    warp                                  h = ceil(n / 32) - 1 + 5
+    exact                                 h = 1
+    neumaier                              relative error w + gamma^2, gamma = (n - 1) w / (1 - (n - 1) w), (n - 1) w < 1 (Ogita,
+                                          Rump, Oishi, doi 10.1137/030601818, proposition 4.5; Fast2Sum, the larger first,
+                                          is exact)
+    kahan                                 see _kahan: 4 w + O(n w^2), Goldberg's recurrence (doi 10.1145/103162.103163, theorem 8)
+                                          with every second-order term kept; where that does not converge there is no bound
+An accumulator coarser than the format rounds each term too, and one finer, or with other ends, rounds the total: one more w' or
+u' each. Where an accumulator or the format would overflow there is no bound. Terms of both signs: the error is at most expm1(H)
+times the sum of their magnitudes.
+
+    eps = sum_j p_j expm1(th_j) + n z / S; eps >= 1: no bound. So the computed sum lies in S [1 - eps, 1 + eps] exp(+-H).
+
+Softmax by division (bound B of every op that begins with it):
+    |dp_i| <= p_i (expm1(th_i + H + u') + eps) / (1 - eps) + z exp(H + u') / (S (1 - eps)) + eta/2 + f
+    for c/S <= p exp(a)/(1 - eps), and exp(a)/(1 - eps) - 1 = (expm1(a) + eps)/(1 - eps), larger than what is lost below; natural
+    exponentials have y for L: z exp(-y) for z/S.
+Log-sum-exp, lam = H - log1p(-eps) <= H + eps + eps^2 / (2 (1 - eps)):
+    A = lam + k_l u (L + lam): the logarithm, known to k_l u relatively, of a sum that is off by exp(lam); natural: L is y
+    m + log S: A + u (|y| + A)
+    m + log1p(s), s without one maximum: for lam take -log1p(-D/S), D = exp(H) (sum e_j expm1(th_j) + n z) + expm1(H) s
+Log-softmax (x_i - m) - log S: A + u |d_i|, and u (|l_i| + that); x_i - log S of natural exponentials: A, and u (|l_i| + A)
+    log p_i: E = -log1p(-B_i/p_i), then k_l u (|l_i| + E); B_i >= p_i: no bound
+Cross-entropy y - x_t: A_y = A + u (|y| + A), then u (l + A_y), l the loss; -log p_t: as log p_t
+    weights: sum_i y_i E_i + u y_i (l_i + E_i) + eta/2, E_i the bound of the term, and the sum's expm1(H) (sum y_i (l_i + E_i) +
+        that)
+Gradient p_i Y - y_i: Y B_i + dY (p_i + B_i) + u (p_i Y + that) + eta/2 + u (|g_i| + that); by index Y = 1 and only the last term
+    is added; dY = Y expm1(H): the sum of the targets is rounded too; with an fma the product is not
+    chain rule p_i (v_i - sum_j v_j p_j), v = -y/p: p_i v_i is -y_i to u y_i and an underflow, the sum is -Y to Y expm1(2 u' + H)
+    and underflows, the difference and the product round; where y_i/p_i may overflow, or p_i may be 0, there is no bound
+Jacobian: p_i B_j + p_j B_i + B_i B_j off the diagonal, B_i |1 - 2 p_i| + B_i^2 on it; then expm1(2 u') (|J| + that) + eta/2
+Vjp p_i (g_i - s): ds = sum |g_j| B_j + u |g_j| (p_j + B_j) + eta/2, and expm1(H) (sum |g_j| p_j + that); dt = ds + u (|g_i - s| +
+    ds); |g_i - s| B_i + (p_i + B_i) dt, then u (|v_i| + that) + eta/2
+Another output format: u_o (|T| + B) + eta_o/2. A format that saturates: no bound where |T| + B exceeds its largest number.
+
+The first-order form of the softmax bound, p_i u (|d_i| + c + W + H/u + 1), W = sum p_j (|d_j| + c), is not a bound: two logits
+0.25 and -64 in bfloat16 exceed it, subnormals lost in the sum do by 3.6, and a sum that overflows by 97. Nor is
+|y + n - x_min| u for log-sum-exp, as it stands in the code beside Blanchard, Higham and Higham (doi 10.1093/imanum/draa038,
+theorem 4.2): the last addition alone costs |y| u. Both are among the tests.
+
+Evaluated in binary64 by + - * / and scaling alone, in an order that depends on n only: the same bits on every machine and for
+every split. Exponentials, logarithms and sums of at most 2^24 terms are off by less than 2^-44 of themselves, the result is made
+larger by 2^-40, and by 2^-1074.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
+from functools import cache, cached_property
+from math import exp, expm1, inf
 
 import numpy as np
 
-from engine.formats import Format
-from engine.model import Array
+from engine import elementary
+from engine.formats import FORMATS, Format, widen
+from engine.model import Array, Axes
 
-RELATIVE = "max_rel_normal of a row at most (n + 4 + 2 (x_max - x_min)) u"
-ABSOLUTE = "absolute error at most (n + 4 + 2 (x_max - x_min) + 2 abs(T)) u"
+CHUNK = 1 << 14
+"""Columns that are worked on together."""
+BLOCK = 128
+LANES = 32
+_INFLATION = 1 + 2.0**-40
+_LEAST = 2.0**-1074
+_MOST = 600.0
+"""Exponents above which there is no bound."""
+REFERENCE = {
+    "softmax": "shifted",
+    "log_softmax": "shifted",
+    "logsumexp": "shifted",
+    "cross_entropy": "fused",
+    "cross_entropy_grad": "fused",
+    "softmax_jacobian": "shifted",
+    "softmax_vjp": "shifted",
+}
+"""The stable variant of an op, against whose bound a status is decided."""
+CONDITIONED = ("softmax", "log_softmax", "logsumexp", "cross_entropy", "cross_entropy_grad")
+"""Ops that have a condition number here."""
+
+# NumPy states at most 4 ulp for its vector loops (2.52 and 3.83 for exp and log of float32:
+# numpy/_core/src/umath/loops_exponent_log.dispatch.c.src) and holds float16 to one step beside the rounded result
+# (numpy/_core/tests/test_umath_accuracy.py); ml_dtypes computes in float32 and rounds that.
+_NUMPY_ULPS = {"float64": 4.0, "float32": 4.0, "float16": 1.5 + 2.0**-10}
+
+
+def numpy_ulps(fmt: Format) -> float:
+    """Error of NumPy's exp, exp2, log and log1p in a format, in ulp of the result."""
+    return _NUMPY_ULPS.get(fmt.name, 0.5 + 4 * 2.0 ** (fmt.precision - 24))
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """An element is beyond where |c - T| > absolute + relative |T|; with normal_only, only where RN(T) is normal."""
+class Declared:
+    """An algorithm as it is declared: a variant's name and the arithmetic it runs in.
 
-    absolute: Fraction
-    relative: Fraction
-    normal_only: bool
+    format, accumulator, output: names of formats. exp_ulps, log_ulps: errors of the primitives in ulp; kappa: roundings of the
+    exponent of a shifted exponential. flush, fused, saturates: the axes of that name.
+    """
 
-
-def rule(op: str) -> str:
-    """The sentence of the interim rule for an op."""
-    return RELATIVE if _is_relative(op) else ABSOLUTE
-
-
-def tolerance(op: str, logits: Array, fmt: Format, n: int | None = None) -> Tolerance:
-    """The interim rule for one row of logits, shape (n,), in exact rational numbers; n: if `logits` are not all of the row."""
-    finite = logits[np.isfinite(logits)]
-    spread = Fraction(float(finite.max())) - Fraction(float(finite.min())) if finite.size else Fraction(0)
-    u = Fraction(1, 2**fmt.precision)
-    coefficient = ((logits.size if n is None else n) + 4 + 2 * spread) * u
-    if _is_relative(op):
-        return Tolerance(Fraction(0), coefficient, True)
-    return Tolerance(coefficient, 2 * u, False)
+    variant: str
+    format: str
+    accumulator: str
+    output: str
+    summation: str
+    exp_ulps: float
+    log_ulps: float
+    kappa: int = 1
+    flush: bool = False
+    fused: bool = False
+    saturates: bool = False
 
 
-def _is_relative(op: str) -> bool:
-    return op in ("softmax", "softmax_jacobian")
+def declared(variant: str, fmt: Format, summation: str, axes: Axes) -> Declared:
+    """A built-in variant ("softmax/naive") in an arithmetic whose axes are told in full, as Arithmetic.axes tells them."""
+    return Declared(
+        variant=variant,
+        format=fmt.name,
+        accumulator=axes.accumulator or fmt.name,
+        output=axes.output_format or fmt.name,
+        summation=summation,
+        exp_ulps=numpy_ulps(fmt) if axes.exp == "numpy" else 0.5,
+        log_ulps=numpy_ulps(fmt),
+        kappa=3 if axes.exp == "exp2" else 1,
+        flush=axes.subnormals == "flush",
+        fused=axes.fma,
+        saturates=axes.overflow == "saturate",
+    )
+
+
+def stable(op: str, fmt: Format) -> Declared:
+    """What an output of unknown making is held against: the op's stable variant in the output's own format, summed in sequence,
+    exp2 domain, exp and log to 2 ulp."""
+    return Declared(reference(op), fmt.name, fmt.name, fmt.name, "sequential", 2.0, 2.0, 3)
+
+
+def reference(op: str) -> str:
+    """The name of an op's stable variant, with the op."""
+    return f"{op}/{REFERENCE[op]}"
+
+
+# ---- the constants of an arithmetic ----------------------------------------------------------------------------------
+
+
+def depth(name: str, n: int) -> int:
+    """Additions that a term passes through at most, for the summations whose error is their depth times the unit roundoff."""
+    if name in ("sequential", "reverse"):
+        return n - 1
+    if name == "pairwise":
+        return (n - 1).bit_length()
+    if name == "warp":
+        return -(-n // LANES) - 1 + LANES.bit_length() - 1
+    return {"exact": 1, "blocked": _halvings(n), "numpy": _halvings(n)}[name]
+
+
+@cache
+def _halvings(n: int) -> int:
+    """Of NumPy's pairwise sum: eight accumulators up to 128 terms, halves above."""
+    if n < 8:
+        return n - 1
+    if n <= BLOCK:
+        return n // 8 - 1 + 3 + n % 8
+    half = n // 2 - n // 2 % 8
+    return 1 + max(_halvings(half), _halvings(n - half))
+
+
+def _kahan(n: int, w: float) -> float:
+    """|coefficient of a term in the total - 1|, for Kahan's sum of n terms.
+
+    Of a term let S be the coefficient in the total and C in what is subtracted next, a step having four roundings:
+        S' = (S - C (1 + n)) (1 + s)
+        C' = (S s (1 + g) - C (1 + n) ((1 + s) (1 + g) - 1)) (1 + t), so |C'| <= alpha |S| + beta |C|
+        S' - C' = S (1 + a) - C (1 + b), |a| <= 2 w^2 + w^3, |b| <= (1 + w) (1 + w (1 + w) + w (2 w + w^2)) - 1
+    A term enters with |S - C - 1| <= b and |C| <= beta. Hence |C| <= k max S, k = max(beta, alpha/(1 - beta)), and max S (1 - k - n
+    (a + b k)) <= 1 + b; at the end |S - 1| <= b + n (a + b k) max S + k max S.
+    """
+    a = 2 * w**2 + w**3
+    b = (1 + w) * (1 + w * (1 + w) + w * (2 * w + w**2)) - 1
+    alpha, beta = w * (1 + w) ** 2, (1 + w) ** 2 * (2 * w + w**2)
+    k = max(beta, alpha / (1 - beta))
+    room = 1 - k - n * (a + b * k)
+    return b + (n * (a + b * k) + k) * (1 + b) / room if room > 0 else inf
+
+
+def _logarithmic(share: float) -> float:
+    """|log(1 + t)| for |t| <= share."""
+    return _lost(share) if share < 1 else inf
+
+
+def _lost(share: float) -> float:
+    """An upper bound of -log1p(-share), 0 <= share < 1."""
+    return share + share**2 / (2 * (1 - share))
+
+
+def summing(name: str, n: int, fmt: Format) -> float:
+    """H for a sum of n terms in a format: the logarithm of the factor by which it may be off."""
+    w = fmt.unit_roundoff
+    if n == 1:
+        return 0.0
+    if name == "neumaier":
+        share = (n - 1) * w
+        return _logarithmic(w + (share / (1 - share)) ** 2) if share < 1 else inf
+    if name == "kahan":
+        return _logarithmic(_kahan(n, w))
+    if name == "numpy" and fmt.name == "float16":
+        return summing("blocked", n, FORMATS["float32"]) + w / (1 - w)
+    if name == "numpy" and fmt.precision < 11:
+        name = "sequential"
+    return depth(name, n) * w / (1 - w)
+
+
+@dataclass(frozen=True)
+class Constants:
+    """The constants of a declared arithmetic for rows of n, named as in this file's first lines.
+
+    u1: u' = u/(1 - u). z: what an exponential may underflow by. slip, natural_slip: see there. h: H. term, total, signed: what the
+    sum loses absolutely for each term, at the end, and for each addition of terms of both signs. limit: the largest sum. least:
+    eta/2 + f. ceiling: the largest number of what saturates. u_out, least_out: of the output format, 0 where it is no coarser.
+    """
+
+    n: int
+    u: float
+    u1: float
+    v: float
+    c: float
+    kappa: int
+    natural_kappa: int
+    slip: float
+    natural_slip: float
+    z: float
+    k_log: float
+    z_log: float
+    h: float
+    term: float
+    total: float
+    signed: float
+    limit: float
+    largest: float
+    least: float
+    flushed: float
+    u_out: float
+    least_out: float
+    ceiling: float
+    fused: bool
+
+
+@cache
+def constants(k: Declared, n: int) -> Constants:
+    """The constants of a declaration for rows of n logits."""
+    fmt, acc, out = FORMATS[k.format], FORMATS[k.accumulator], FORMATS[k.output]
+    u, eta, f = fmt.unit_roundoff, fmt.smallest_subnormal, fmt.smallest_normal * k.flush
+    c = 2 * k.exp_ulps
+    h, term, total, f_acc = summing(k.summation, n, acc), 0.0, 0.0, acc.smallest_normal * k.flush
+    if acc != fmt:
+        if acc.precision < fmt.precision:
+            h += acc.unit_roundoff / (1 - acc.unit_roundoff)
+        if fmt.precision < acc.precision:
+            h += u / (1 - u)
+        term, total = acc.smallest_subnormal / 2 + f_acc, eta / 2 + f
+    narrower = out != fmt and (out.precision < fmt.precision or out.smallest_subnormal > eta)
+    saturating = [row.largest for row in (fmt, out) if k.saturates and row.bits == 8]
+    return Constants(
+        n=n,
+        u=u,
+        u1=u / (1 - u),
+        v=u / (1 - max(c, 1.0) * u) if c * u < 1 else inf,
+        c=c,
+        kappa=k.kappa,
+        natural_kappa=k.kappa - 1,
+        slip=4 * f if k.kappa == 1 else eta + 6 * f,
+        natural_slip=2 * f if k.kappa == 1 else eta + 4 * f,
+        z=max(k.exp_ulps, 0.5) * eta + f,
+        k_log=2 * k.log_ulps,
+        z_log=k.log_ulps * eta + f,
+        h=h,
+        term=term,
+        total=total + (4 * n * f_acc if k.summation in ("kahan", "neumaier") else 0.0),
+        signed=4 * n * f_acc,
+        limit=min(fmt.largest, acc.largest),
+        largest=fmt.largest,
+        least=eta / 2 + f,
+        flushed=f,
+        u_out=out.unit_roundoff if narrower else 0.0,
+        least_out=(out.smallest_subnormal / 2 if narrower else 0.0) + (out.smallest_normal if k.flush and out != fmt else 0.0),
+        ceiling=min(saturating, default=inf),
+        fused=k.fused,
+    )
+
+
+# ---- rows --------------------------------------------------------------------------------------------------------------
+
+Part = slice
+Elements = Callable[[Part], tuple[Array, Array]]
+"""Columns of an output to (|T|, the bound before it is delivered), both (rows, columns)."""
+
+
+class Rows:
+    """Some rows of logits and what their bounds share.
+
+    logits: (rows, n), any format; extra: class indices (rows,), weights or a grad_output (rows, n), or None. A row that has
+    no truth is taken as zeros.
+    """
+
+    def __init__(self, logits: Array, extra: Array | None, k: Constants) -> None:
+        self.k, self._logits, self.extra = k, logits, extra
+        self.n = logits.shape[1]
+        self.parts = [slice(start, min(start + CHUNK, self.n)) for start in range(0, self.n, CHUNK)]
+        top = widen(logits.max(axis=1, keepdims=True))
+        self.dead = ~np.isfinite(top)
+        self.m = np.where(self.dead, 0.0, top)
+        self.first = np.argmax(logits, axis=1)
+        self._kept: tuple[Array, Array, Array] | None = None
+        self._kept = self._columns(self.parts[0]) if len(self.parts) == 1 else None
+
+    def _columns(self, part: Part) -> tuple[Array, Array, Array]:
+        x = widen(self._logits[:, part])
+        x = np.where(self.dead, 0.0, x)
+        with np.errstate(over="ignore"):
+            d = x - self.m
+        return x, d, _exp(d)
+
+    def columns(self, part: Part) -> tuple[Array, Array, Array]:
+        """x, d = x - m and exp(d) of some columns."""
+        if self._kept is None:
+            return self._columns(part)
+        x, d, e = self._kept
+        return x[:, part], d[:, part], e[:, part]
+
+    def sum(self, terms: Callable[[Part], Array]) -> Array:
+        """Sums of rows, (rows, 1): trees of the parts, one after the other."""
+        total = np.zeros((len(self._logits), 1))
+        for part in self.parts:
+            total = total + _tree(terms(part))
+        return total
+
+    def largest(self, values: Callable[[Part], Array]) -> Array:
+        """Largest finite values of rows, (rows, 1); at least 0."""
+        total = np.zeros((len(self._logits), 1))
+        for part in self.parts:
+            found = values(part)
+            most = found.max(axis=1, keepdims=True)
+            if not np.isfinite(most).all():
+                most = np.where(np.isfinite(found), found, 0.0).max(axis=1, keepdims=True)
+            total = np.maximum(total, most)
+        return total
+
+    @cached_property
+    def rest(self) -> Array:
+        """s, the sum without the first maximum."""
+
+        def others(part: Part) -> Array:
+            e = self.columns(part)[2].copy()
+            place = self.first - part.start
+            here = np.flatnonzero((place >= 0) & (place < e.shape[1]))
+            e[here, place[here]] = 0.0
+            return e
+
+        return self.sum(others)
+
+    @cached_property
+    def whole(self) -> Array:
+        """S."""
+        return 1 + self.rest
+
+    @cached_property
+    def log(self) -> Array:
+        """L = log S."""
+        return _log1p(self.rest)
+
+    @cached_property
+    def y(self) -> Array:
+        """m + L."""
+        return np.asarray(self.m + self.log)
+
+    def p(self, part: Part) -> Array:
+        """Probabilities."""
+        return np.asarray(self.columns(part)[2] / self.whole)
+
+    def weights(self, part: Part) -> Array:
+        """Targets or grad_output of some columns, (rows, columns)."""
+        assert self.extra is not None
+        return widen(self.extra[:, part])
+
+    def at_target(self) -> Array:
+        """The logits at the class indices, (rows, 1)."""
+        assert self.extra is not None
+        x = widen(np.take_along_axis(self._logits, self.extra.reshape(-1, 1), axis=1))
+        return np.where(self.dead, 0.0, x)
+
+    @property
+    def by_index(self) -> bool:
+        """Whether the targets are class indices."""
+        return self.extra is not None and self.extra.ndim == 1
+
+    def added(self, magnitude: Array, error: Array) -> Array:
+        """What a sum of terms of both signs may be off by: of those magnitudes, each off by its share of `error`; infinite where it
+        may overflow."""
+        k = self.k
+        error = error + k.n * k.term
+        off = error + _grown(k.h) * (magnitude + error) + k.total + k.signed * _factor(k.h)
+        return np.where(magnitude + off <= k.limit, off, inf)
+
+
+class Exponentials:
+    """Shifted or natural exponentials, their sum, and the quotients.
+
+    reach: the computed sum is S exp(+-reach); infinite: no bound. roundings: of a quotient.
+    """
+
+    def __init__(self, r: Rows, natural: bool = False, roundings: int = 1) -> None:
+        self.r, self.natural, self.roundings = r, natural, roundings
+        k = r.k
+        if natural:
+            self.unit, size = _exp(-r.y), _exp(r.y)  # 1/sum, sum
+        else:
+            self.unit, size = 1 / r.whole, r.whole
+        self.terms = r.sum(lambda part: r.columns(part)[2] * _expm1(self.theta(*r.columns(part)[:2]))) / r.whole
+        eps = self.terms + (k.n * (k.z + k.term) + k.total) * self.unit
+        fits = (eps < 1) & (size * (1 + eps) * _factor(k.h) <= k.limit)
+        self.eps = np.where(fits, eps, inf)
+        self.reach = np.where(fits, k.h + _lost_share(eps), inf)
+
+    def theta(self, x: Array, d: Array) -> Array:
+        """th_j of the logits x, d = x - m."""
+        k = self.r.k
+        if self.natural:
+            size, kappa, slip = np.abs(x), k.natural_kappa, k.natural_slip
+        else:
+            size, kappa, slip = np.abs(d), k.kappa, k.slip
+        found = np.where(size > 0, k.v * (kappa * np.minimum(size, 2.0**1000) + k.c) + slip, 0.0)
+        return np.asarray(np.minimum(found, _MOST))
+
+    def share(self, x: Array) -> tuple[Array, Array]:
+        """(p, B) of probabilities of some logits, (rows, columns)."""
+        r = self.r
+        d = x - r.m
+        return self._share(_exp(d) / r.whole, self.theta(x, d))
+
+    def part(self, part: Part) -> tuple[Array, Array]:
+        """The same for some columns."""
+        x, d, e = self.r.columns(part)
+        return self._share(e / self.r.whole, self.theta(x, d))
+
+    def _share(self, p: Array, theta: Array) -> tuple[Array, Array]:
+        k, left = self.r.k, 1 - self.eps
+        some = left > 0
+        more = k.h + self.roundings * k.u1
+        a = np.minimum(theta + more, _MOST)
+        left = np.where(some, left, 1.0)
+        b = p * ((_expm1(a) + self.eps) / left) + (k.z * _factor(more) * self.unit / left + self.roundings * k.least)
+        return p, np.where(some, b + 4 * _LEAST, inf)  # p itself may be off by as much
+
+    def log(self) -> Array:
+        """A: what the computed logarithm of the sum may be off by."""
+        r, k = self.r, self.r.k
+        return _logged(np.abs(r.y) if self.natural else r.log, self.reach, k)
+
+
+# ---- the bounds ------------------------------------------------------------------------------------------------------
+
+
+BOUNDS: dict[str, Callable[[Rows], Elements]] = {}
+"""How a variant's bound is evaluated, by the variant's name in VARIANTS."""
+FORMULAS: dict[str, str] = {}
+"""The same as one sentence."""
+_P = "p_i (expm1(th_i + H + u') + eps) / (1 - eps) + underflow"
+_TH = {False: "th_i = v (kappa abs(x_i - m) + c)", True: "th_i = v (kappa abs(x_i) + c)"}
+
+
+def bound(variant: str, formula: str) -> Callable[[Callable[[Rows], Elements]], Callable[[Rows], Elements]]:
+    """Register the decorated function as the bound of a variant."""
+
+    def register(evaluate: Callable[[Rows], Elements]) -> Callable[[Rows], Elements]:
+        BOUNDS[variant], FORMULAS[variant] = evaluate, formula
+        return evaluate
+
+    return register
+
+
+def _softmax(natural: bool) -> Callable[[Rows], Elements]:
+    def evaluate(r: Rows) -> Elements:
+        return Exponentials(r, natural).part
+
+    return evaluate
+
+
+bound("softmax/naive", f"{_P}; {_TH[True]}")(_softmax(natural=True))
+bound("softmax/shifted", f"{_P}; {_TH[False]}")(_softmax(natural=False))
+
+
+def _with_maximum(r: Rows, a: Array) -> Array:
+    """What m + log S may be off by where the logarithm is off by a."""
+    k = r.k
+    a = a + 3 * k.flushed
+    return a + k.u * (np.abs(r.y) + a)
+
+
+def _log1p_of_rest(r: Rows) -> Array:
+    """A for log1p(s)."""
+    k, e = r.k, Exponentials(r)
+    terms = e.terms * r.whole + k.n * (k.z + k.term) + k.total
+    off = _factor(k.h) * terms + _grown(k.h) * r.rest
+    fits = (off < r.whole) & (r.rest + off <= k.limit)
+    return _logged(r.log, np.where(fits, _lost_share(off / r.whole), inf), k)
+
+
+def _logged(log: Array, reach: Array, k: Constants) -> Array:
+    """What a logarithm of that size may be off by where its operand is off by exp(reach)."""
+    return np.asarray(reach + k.k_log * k.u * (log + reach) + k.z_log)
+
+
+def _per_row(size: Array, b: Array) -> Elements:
+    return lambda part: (size[:, part], b[:, part])
+
+
+@bound("logsumexp/naive", f"A = H - log1p(-eps) + k_l u (abs(L) + that); {_TH[True]}")
+def _(r: Rows) -> Elements:
+    return _per_row(np.abs(r.y), Exponentials(r, natural=True).log())
+
+
+@bound("logsumexp/shifted", f"A + u (abs(L) + A), A = H - log1p(-eps) + k_l u (log S + that); {_TH[False]}")
+def _(r: Rows) -> Elements:
+    return _per_row(np.abs(r.y), _with_maximum(r, Exponentials(r).log()))
+
+
+@bound("logsumexp/log1p", f"A + u (abs(L) + A), A = -log1p(-D/S) + k_l u (log S + that), D the error of s; {_TH[False]}")
+def _(r: Rows) -> Elements:
+    return _per_row(np.abs(r.y), _with_maximum(r, _log1p_of_rest(r)))
+
+
+def _log_of_share(r: Rows, e: Exponentials, x: Array) -> tuple[Array, Array]:
+    """(|l|, the bound) of log p of some logits."""
+    p, b = e.share(x)
+    log = np.abs(np.where(x > -inf, x - r.m, 0.0) - r.log)
+    low = p - 4 * _LEAST
+    share = np.divide(b, low, out=np.full(b.shape, inf), where=low > 0)
+    return log, _logged(log, _lost_share(share), r.k)
+
+
+_OF_P = "E = -log1p(-B_i/p_i), E + k_l u (abs(T) + E); B_i: the bound of p_i"
+
+
+@bound("logsumexp/log_of_softmax", f"E + u (abs(L) + E); {_OF_P}")
+def _(r: Rows) -> Elements:
+    return _per_row(np.abs(r.y), _with_maximum(r, _log_of_share(r, Exponentials(r), r.m)[1]))
+
+
+@bound("log_softmax/log_of_softmax", _OF_P)
+def _(r: Rows) -> Elements:
+    e = Exponentials(r)
+    return lambda part: _log_of_share(r, e, r.columns(part)[0])
+
+
+def _less_log(r: Rows, a: Array, natural: bool) -> Elements:
+    """Of (x - m) - log S, or x - log S, where the logarithm is off by a."""
+    k = r.k
+
+    def elements(part: Part) -> tuple[Array, Array]:
+        _, d, _ = r.columns(part)
+        size = np.minimum(np.abs(d), 2.0**1020)
+        b = a + 5 * k.flushed + (0.0 if natural else k.u * size)
+        log = size + r.log
+        return log, b + k.u * (log + b)
+
+    return elements
+
+
+@bound("log_softmax/naive", f"A + u (abs(T) + A), A = H - log1p(-eps) + k_l u (abs(L) + that); {_TH[True]}")
+def _(r: Rows) -> Elements:
+    return _less_log(r, Exponentials(r, natural=True).log(), natural=True)
+
+
+@bound("log_softmax/shifted", "E + u (abs(T) + E), E = u abs(x_i - m) + A, A = H - log1p(-eps) + k_l u (log S + that)")
+def _(r: Rows) -> Elements:
+    return _less_log(r, Exponentials(r).log(), natural=False)
+
+
+@bound("log_softmax/log1p", "E + u (abs(T) + E), E = u abs(x_i - m) + A, A = -log1p(-D/S) + k_l u (log S + that), D the error of s")
+def _(r: Rows) -> Elements:
+    return _less_log(r, _log1p_of_rest(r), natural=False)
+
+
+def _weighted_loss(r: Rows, term: Callable[[Part], tuple[Array, Array]]) -> Elements:
+    """sum y_i l_i of terms (|l_i|, its bound); y_i = 0 gives exactly 0."""
+    k = r.k
+
+    def terms(part: Part) -> tuple[Array, Array]:
+        y, (size, b) = r.weights(part), term(part)
+        used = (y > 0) & (r.columns(part)[0] > -inf)
+        y, size, b = np.where(used, y, 0.0), np.where(used, size, 0.0), np.where(used, b, 0.0)
+        most = size + b
+        off = y * b + k.u * (y * most) + k.flushed * most
+        return y * size, np.where(used, off + k.least, 0.0)
+
+    size = r.sum(lambda part: terms(part)[0])
+    return _per_row(size, r.added(size, r.sum(lambda part: terms(part)[1])) + k.flushed)
+
+
+def _loss_of_share(natural: bool) -> Callable[[Rows], Elements]:
+    def evaluate(r: Rows) -> Elements:
+        e = Exponentials(r, natural)
+        if r.by_index:
+            return _per_row(*_log_of_share(r, e, r.at_target()))
+        return _weighted_loss(r, lambda part: _log_of_share(r, e, r.columns(part)[0]))
+
+    return evaluate
+
+
+_WEIGHTED = "weights: sum y_i E_i + u y_i (l_i + E_i), and expm1(H) of all"
+bound("cross_entropy/naive", f"{_OF_P}, by natural exponentials; {_WEIGHTED}")(_loss_of_share(natural=True))
+bound("cross_entropy/log_of_softmax", f"{_OF_P}; {_WEIGHTED}")(_loss_of_share(natural=False))
+
+
+@bound(
+    "cross_entropy/fused",
+    f"E = A_L + u (l + A_L), A_L = A + u (abs(L) + A), A = H - log1p(-eps) + k_l u (log S + that); {_WEIGHTED}",
+)
+def _(r: Rows) -> Elements:
+    k = r.k
+    a = _with_maximum(r, Exponentials(r).log())
+    a = np.where(np.abs(r.y) + a <= k.largest, a, inf) + 3 * k.flushed
+
+    def term(x: Array) -> tuple[Array, Array]:
+        size = np.minimum(np.abs(x - r.m), 2.0**1020) + r.log
+        return size, a + k.u * (size + a)
+
+    if r.by_index:
+        return _per_row(*term(r.at_target()))
+    return _weighted_loss(r, lambda part: term(r.columns(part)[0]))
+
+
+def _targets(r: Rows) -> tuple[Array, Array, Callable[[Part], Array]]:
+    """Y, what the computed Y may be off by, and y of some columns; without targets Y = 1 and y = 0."""
+    if r.extra is None:
+        return np.ones_like(r.y), np.zeros_like(r.y), lambda part: np.zeros((1, 1))
+    if not r.by_index:
+        k, total = r.k, r.sum(r.weights)
+        return total, r.added(total, np.full(total.shape, k.n * k.flushed)), r.weights
+    assert r.extra is not None
+    target = r.extra.reshape(-1, 1)
+
+    def one_hot(part: Part) -> Array:
+        return np.asarray(np.arange(part.start, part.stop)[None, :] == target, dtype=np.float64)
+
+    return np.ones(target.shape), np.zeros(target.shape), one_hot
+
+
+@bound("cross_entropy_grad/fused", "G + u (abs(T) + G), G = B_i by index; weights: Y B_i + dY (p_i + B_i) + u (p_i Y + that)")
+def _(r: Rows) -> Elements:
+    k, e = r.k, Exponentials(r)
+    whole, off, y = _targets(r)
+
+    def elements(part: Part) -> tuple[Array, Array]:
+        p, b = e.part(part)
+        size = np.abs(p * whole - y(part))
+        if not r.by_index:
+            b = whole * b + (off + k.flushed) * (p + b)
+            if not k.fused:
+                b = b + k.u * (p * whole + b) + k.least
+        b = b + k.flushed
+        return size, b + k.u * (size + b) + k.least
+
+    return elements
+
+
+@bound(
+    "cross_entropy_grad/chain_rule",
+    "Y B_i + (p_i + B_i) ds + u y_i and roundings, ds = Y expm1(2 u' + H); none where y_i/p_i overflows",
+)
+def _(r: Rows) -> Elements:
+    k, e = r.k, Exponentials(r)
+    whole, _, y = _targets(r)
+
+    def columns(part: Part) -> tuple[Array, Array, Array, Array]:
+        p, b = e.part(part)
+        low = p - b
+        fits = (low > 0) & (y(part) <= k.largest / 4 * np.maximum(low, 0.0))
+        fits &= p + b <= 2
+        return y(part), p, b, np.where(fits | ((y(part) == 0) & (low > 0)), 0.0, inf)
+
+    none = r.sum(lambda part: columns(part)[3])
+    lost = (8 * k.least) * k.n
+    off = r.added(whole, whole * _grown(2 * k.u1) + lost + none)
+    dead = np.where(whole + off <= k.largest / 4, 0.0, inf)
+
+    def elements(part: Part) -> tuple[Array, Array]:
+        t, p, b, _ = columns(part)
+        each = k.u * t + 3 * k.least * (1 + p) + whole * b + (p + b) * (off + k.flushed) + dead
+        return np.abs(p * whole - t), each + _grown(2 * k.u1) * (t + p * whole + each) + 2 * k.least
+
+    return elements
+
+
+def _jacobian(natural: bool) -> Callable[[Rows], Elements]:
+    def evaluate(r: Rows) -> Elements:
+        k, e = r.k, Exponentials(r, natural)
+        found = [e.part(part) for part in r.parts]
+        p, b = (np.concatenate(values, axis=1) for values in zip(*found, strict=True))
+
+        def elements(part: Part) -> tuple[Array, Array]:
+            flat = np.arange(part.start, part.stop)
+            i, j = flat // r.n, flat % r.n
+            own, other = (p[:, i], b[:, i]), (p[:, j], b[:, j])
+            beside = i == j
+            size = np.where(beside, own[0] * (1 - own[0]), own[0] * other[0])
+            off = np.where(
+                beside, own[1] * np.abs(1 - 2 * own[0]) + own[1] ** 2, own[0] * other[1] + other[0] * own[1] + own[1] * other[1]
+            )
+            off = off + k.flushed
+            return size, off + _grown(2 * k.u1) * (size + off) + k.least
+
+        return elements
+
+    return evaluate
+
+
+bound("softmax_jacobian/naive", "p_i B_j + p_j B_i + B_i B_j, or B_i abs(1 - 2 p_i) + B_i^2; and 2 u'; by natural exponentials")(
+    _jacobian(natural=True)
+)
+bound("softmax_jacobian/shifted", "p_i B_j + p_j B_i + B_i B_j, or B_i abs(1 - 2 p_i) + B_i^2; and 2 u'")(_jacobian(natural=False))
+
+
+def _vjp(natural: bool) -> Callable[[Rows], Elements]:
+    def evaluate(r: Rows) -> Elements:
+        k, e = r.k, Exponentials(r, natural)
+
+        def off(part: Part) -> Array:
+            g, (p, b) = np.abs(r.weights(part)), e.part(part)
+            return np.asarray(g * b + k.u * (g * (p + b)) + k.least + k.flushed * (p + b))
+
+        mean = r.sum(lambda part: r.weights(part) * r.p(part))
+        ds = r.added(r.sum(lambda part: np.abs(r.weights(part)) * r.p(part)), r.sum(off)) + k.flushed
+
+        def elements(part: Part) -> tuple[Array, Array]:
+            p, b = e.part(part)
+            gap = np.abs(r.weights(part) - mean)
+            dt = ds + k.flushed + k.u * (gap + ds)
+            each = gap * b + (p + b) * np.where(gap + dt <= k.largest, dt, inf) + k.flushed
+            return p * gap, each + k.u * (p * gap + each) + k.least
+
+        return elements
+
+    return evaluate
+
+
+_VJP = "abs(g_i - s) B_i + (p_i + B_i) (ds + u (abs(g_i - s) + ds)), and u"
+bound("softmax_vjp/naive", f"{_VJP}; by natural exponentials")(_vjp(natural=True))
+bound("softmax_vjp/shifted", _VJP)(_vjp(natural=False))
+
+
+# ---- what callers take -----------------------------------------------------------------------------------------------
+
+
+class Allowed:
+    """The bounds of some rows under declarations of one op in one arithmetic, some columns at a time.
+
+    chosen: declarations that differ in their variants alone. logits, extra: as for Rows.
+    """
+
+    def __init__(self, chosen: Sequence[Declared], logits: Array, extra: Array | None) -> None:
+        self._op = chosen[0].variant.split("/")[0]
+        self._constants = constants(chosen[0], logits.shape[1])
+        self._of = Rows(logits, extra, self._constants)
+        known: dict[str, Elements | None] = {}
+        with np.errstate(all="ignore"):
+            for k in chosen:
+                if k.variant not in known:
+                    known[k.variant] = BOUNDS[k.variant](self._of) if k.variant in BOUNDS else None
+        self._elements = [known[k.variant] for k in chosen]
+
+    def part(self, which: int, start: int, stop: int) -> Array:
+        """Bounds by one of the declarations of the columns from start to stop of the output, (rows, columns) of binary64; infinite:
+        none."""
+        elements, k = self._elements[which], self._constants
+        if elements is None:
+            return np.full((len(self._of.m), stop - start), inf)
+        with np.errstate(all="ignore"):
+            size, b = elements(slice(start, stop))
+            b = (b + k.u_out * (size + b) + k.least_out) * _INFLATION + _LEAST
+            return np.where((b < inf) & (size + b <= k.ceiling), b, inf)  # a NaN is none either
+
+    def condition(self) -> Array:
+        """The condition number of each row, relative to its largest logit, shape (rows,): 0 without a truth, and
+        for ops that are not CONDITIONED. With x_max = max abs(x_i) over the finite logits, and in the largest norm:
+
+        logsumexp  x_max / abs(y);  cross_entropy  x_max sum_i abs(p_i Y - y_i) / l
+        log_softmax  2 x_max (1 - min p) / max abs(l_i);  softmax, cross_entropy_grad  2 x_max Y max p_i (1 - p_i) / max abs(T_i)
+        """
+        r, x_max = self._of, self._of.largest(lambda part: np.abs(self._of.columns(part)[0]))
+        with np.errstate(all="ignore"):
+            if self._op == "logsumexp":
+                share, size = np.ones_like(r.y), np.abs(r.y)
+            elif self._op == "cross_entropy":
+                whole, _, y = _targets(r)
+                share = r.sum(lambda part: np.abs(r.p(part) * whole - y(part)))
+                size = _loss(r)
+            elif self._op == "log_softmax":
+                gap = r.largest(lambda part: -r.columns(part)[1])
+                share, size = 2 * (1 - _exp(-gap) / r.whole), gap + r.log
+            elif self._op in ("softmax", "cross_entropy_grad"):
+                whole, _, y = _targets(r)
+                share = 2 * whole * r.largest(lambda part: r.p(part) * (1 - r.p(part)))
+                size = r.largest(lambda part: np.abs(r.p(part) * whole - y(part)))
+            else:
+                return np.zeros(len(r.m))
+            found = share * (x_max / size)
+        return np.where(r.dead | np.isnan(found), 0.0, found)[:, 0]
+
+
+def _loss(r: Rows) -> Array:
+    """The cross-entropy of each row, (rows, 1)."""
+    if r.by_index:
+        return np.asarray((r.m - r.at_target()) + r.log)
+
+    def terms(part: Part) -> Array:
+        y = r.weights(part)
+        return np.where(y > 0, y * (r.log - r.columns(part)[1]), 0.0)
+
+    return r.sum(terms)
+
+
+def allowed(chosen: Sequence[Declared], logits: Array, extra: Array | None, width: int) -> list[Array]:
+    """All bounds of one row of logits, shape (n,), with its targets or grad_output, by each declaration: shape (width,)."""
+    found = Allowed(chosen, logits[None], None if extra is None else np.asarray(extra)[None])
+    starts = range(0, width, CHUNK)
+    return [np.concatenate([found.part(i, s, min(s + CHUNK, width))[0] for s in starts]) for i in range(len(chosen))]
+
+
+def rule(variant: str) -> str:
+    """A variant's bound in words."""
+    return FORMULAS.get(variant, "no bound is known")
+
+
+# ---- elementary functions, the same bits everywhere ------------------------------------------------------------------
+
+
+def _factor(a: float) -> float:
+    return exp(a) if a < _MOST else inf
+
+
+def _grown(a: float) -> float:
+    return expm1(a) if a < _MOST else inf
+
+
+def _lost_share(share: Array) -> Array:
+    """An upper bound of -log1p(-share); infinite from 1 on."""
+    return np.where(share < 1, share + share**2 / (2 * np.where(share < 1, 1 - share, 1.0)), inf)
+
+
+def _tree(values: Array) -> Array:
+    """Row sums (rows, 1): halves added to halves."""
+    while (n := values.shape[1]) > 1:
+        half = n // 2
+        folded = values[:, :half] + values[:, half : 2 * half]
+        if n % 2:
+            folded[:, :1] += values[:, -1:]
+        values = folded
+    return values
+
+
+_STEPS = 64
+_LN2_HIGH = float.fromhex("0x1.62e42fefa0000p-7")
+_LN2_LOW = float.fromhex("0x1.cf79abc9e3b39p-46")
+
+
+@cache
+def _powers() -> Array:
+    """2^(j/64), correctly rounded."""
+    return elementary.exp2(np.arange(_STEPS) / _STEPS, FORMATS["float64"])
+
+
+def _exp(x: Array) -> Array:
+    """exp to 2^-50, infinite above 709: x = (64 k + j) log 2 / 64 + r, |r| < 2^-7.5, and five terms."""
+    clipped = np.clip(x, -760.0, 709.0)
+    k = np.rint(clipped * (1 / (_LN2_HIGH + _LN2_LOW)))
+    r = (clipped - k * _LN2_HIGH) - k * _LN2_LOW
+    total = 1 + r * (1 + r * (0.5 + r * (1 / 6 + r * (1 / 24 + r * (1 / 120)))))
+    steps = k.astype(np.int64)
+    found = np.ldexp(_powers()[steps & (_STEPS - 1)] * total, steps >> 6)
+    return np.where(x > 709.0, inf, found)
+
+
+def _expm1(t: Array) -> Array:
+    """exp(t) - 1 to 2^-44, t >= 0."""
+    small = t * (1 + t * (1 / 2 + t * (1 / 6 + t * (1 / 24 + t * (1 / 120 + t * (1 / 720))))))
+    far = t > 2.0**-6
+    if far.any():
+        small[far] = _exp(t[far]) - 1
+    return small
+
+
+def _log1p(s: Array) -> Array:
+    """log(1 + s) to 2^-48, 0 <= s <= 2^30, by the series of atanh."""
+    man, power = np.frexp(1 + s)
+    low = man < 0.70710678
+    man, power = np.where(low, 2 * man, man), power - low
+    near = s <= 0.5
+    z = np.where(near, s / (2 + s), (man - 1) / (man + 1))
+    square, total = z * z, np.zeros_like(z)
+    for odd in range(25, 0, -2):
+        total = total * square + 1 / odd
+    return np.asarray(2 * z * total + np.where(near, 0.0, power * 0.6931471805599453))

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from heapq import nlargest
-from math import inf
+from math import frexp, inf
 
 import numpy as np
 
 from engine import formats
-from engine.bounds import Tolerance
+from engine.bounds import CONDITIONED, Allowed, Declared, allowed, rule, stable
 from engine.errors import InvalidProblem, Undecided
 from engine.figures import MAXIMUM_BITS, MEAN_BITS, TIE_BITS, ULP_STEP, Interval, absolute, bin_edge, fix
-from engine.model import Array
+from engine.formats import FORMATS
+from engine.model import Array, Bound
 from engine.truth import FAST_BITS, MAX_PRECISION, Enclosure, StandIn, Truth, decimal, hull, outward
 
+KEPT = 1 << 20
+"""Bounds that are kept at least."""
 SLACK = 24
 """W = bits - precision + SLACK: fine enough to keep the sticky stand-in of the truth (its unit is GUARD + 6 below)."""
 
@@ -45,11 +49,12 @@ class Cells:
     """Errors of single elements of an output, each by the cheapest tier of the truth that decides what is asked.
 
     output: array of truth.fmt, shape truth.shape. compared: the flat indices that are looked at; the figures over several
-    elements are over these.
+    elements are over these. allowances: their bounds; left out, those of an output of unknown making.
     """
 
-    def __init__(self, output: Array, truth: Truth, compared: list[int]) -> None:
+    def __init__(self, output: Array, truth: Truth, compared: list[int], allowances: Allowances | None = None) -> None:
         self.truth = truth
+        self.allowances = allowances or Allowances(truth, stable(truth.op.name, truth.fmt))
         self.fmt = truth.fmt
         self.output = output
         self.compared = compared
@@ -187,12 +192,13 @@ class Cells:
         return inf
 
     def largest(self, name: str, indices: Sequence[int]) -> tuple[float, int]:
-        """The largest figure ("ulp", "rel" or "abs") of some elements to 40 bits, and the first that has it."""
+        """The largest figure ("ulp", "rel", "abs" or "bound") of some elements to 40 bits, and the first that has it."""
         self.prepare(indices)
         figure, exp = {
             "ulp": (self._ulp, self._ulp_unit),
             "rel": (self._relative, self._relative_unit),
             "abs": (self.absolute_error, self.subnormal_exponent + self._ulp_unit),
+            "bound": (self._over_bound, self._relative_unit),
         }[name]
         return self._maximum(indices, figure, exp)
 
@@ -245,48 +251,103 @@ class Cells:
         """One element's relative error to 20 significant bits."""
         return self._fixed(index, self._relative, self._relative_unit, MEAN_BITS)
 
-    # ---- tolerances ----
+    # ---- bounds ----
 
-    def exceeds(self, index: int, tolerance: Tolerance) -> bool:
-        """Whether one compared element is beyond a tolerance."""
-        if tolerance.normal_only and not self.normal(index):
+    def _over_bound(self, index: int, bits: int, loose: bool) -> Interval:
+        """|c - T| over its bound, which is finite, in units of 2^-(W + precision)."""
+        lo, hi = self.absolute_error(index, bits, loose)
+        man, exp = _integers(self.allowances.declared(index))
+        shift = self.subnormal_exponent + self.fmt.precision - exp
+        num, den = _units(1, man, -shift)
+        return lo * num // den, -(-hi * num // den)
+
+    def exceeds(self, index: int) -> bool:
+        """Whether the error of one compared element is beyond the bound of the op's stable variant."""
+        return self._beyond(index, self.allowances.reference(index), self._ulp)
+
+    def vacuous(self, index: int) -> bool:
+        """Whether the declared bound of one compared element is finite and as large as its truth, which is not 0."""
+        bound = self.allowances.declared(index)
+        e = self.enclosure(index, self.bits)
+        return bound < inf and not e[0] == e[1] == 0 and not self._beyond(index, bound, self._size)
+
+    def _size(self, index: int, bits: int, loose: bool) -> Interval:
+        """|T| in units of 2^-W ulp."""
+        return absolute(*self._truth(index, bits, self.ulp_exponent(index) - self.width(bits), loose))
+
+    def _beyond(self, index: int, bound: float, figure: Callable[[int, int, bool], Interval]) -> bool:
+        """Whether a figure in units of 2^-W ulp is larger than a bound. Within 2^-256 of it, relatively, it counts as equal."""
+        if bound == inf:
             return False
         bits = self.bits
-        while (verdict := self._compare(index, tolerance, bits)) is None:
+        man, exp = _integers(bound)
+        while True:
+            num, den = _units(man, 1, self.ulp_exponent(index) - self.width(bits) - exp)
+            lo, hi = (end * den for end in figure(index, bits, True))
+            if hi <= num or lo > num:
+                return lo > num
+            if max(hi - num, num - lo) << TIE_BITS <= num:
+                return False
             bits, _ = self.finer(bits, "a comparison with the bound")
-        return verdict
 
-    def _compare(self, index: int, tolerance: Tolerance, bits: int) -> bool | None:
-        """Whether |c - T| > absolute + relative |T|, all in units of 2^-W ulp; None where the enclosure does not tell.
 
-        An error proven to be within 2^-256 of the tolerance, relatively, counts as equal to it: not beyond.
-        """
-        unit = self.ulp_exponent(index) - self.width(bits)
-        t_lo, t_hi = absolute(*self._truth(index, bits, unit, True))
-        e_lo, e_hi = self._ulp(index, bits, True)
-        a, r = tolerance.absolute, tolerance.relative
-        num, den = _units(a.numerator, a.denominator, unit)
-        scale = den * r.denominator
-        base = num * r.denominator
-        low, high = (base + t * r.numerator * den for t in (t_lo, t_hi))
-        if e_hi * scale <= low:
-            return False
-        if e_lo * scale > high:
-            return True
-        apart = max(e_hi * scale - low, high - e_lo * scale)
-        return False if apart << TIE_BITS <= low else None
+def _integers(value: float) -> tuple[int, int]:
+    """A positive binary64 number as man 2^exp."""
+    fraction, exponent = frexp(value)
+    return int(fraction * 2**53), exponent - 53
+
+
+class Allowances:
+    """The bounds of single elements of an output, by rows: of the declared algorithm, and of the op's stable variant."""
+
+    def __init__(self, truth: Truth, declared: Declared, reference: Declared | None = None) -> None:
+        self.chosen = declared, reference or declared
+        self._truth = truth
+        self._rows: dict[int, list[Array]] = {}
+
+    def declared(self, index: int) -> float:
+        """Of the declared algorithm; infinite: none."""
+        return self._bound(index, 0)
+
+    def reference(self, index: int) -> float:
+        """Of the stable variant."""
+        return self._bound(index, 1)
+
+    def _bound(self, index: int, which: int) -> float:
+        row, column = divmod(index, self._truth.width)
+        if row not in self._rows:
+            if len(self._rows) * self._truth.width > KEPT:
+                self._rows.clear()
+            self._rows[row] = allowed(self.chosen, self._truth.raw_logits[row], self._truth.companion(row), self._truth.width)
+        return float(self._rows[row][which][column])
+
+    def condition(self, row: int) -> float:
+        """The condition number of a row; 0 where it has no truth, or none is defined."""
+        return float(Allowed(self.chosen[:1], self._truth.raw_logits[row][None], self._truth.companion([row])).condition()[0])
+
+    def told(self, exceeded: int, unjudged: int, unbounded: int, vacuous: int, condition: float) -> Bound:
+        """These figures with the words that go with them."""
+        own, judge = self.chosen
+        u, name = max(FORMATS[k].unit_roundoff for k in (own.format, own.output)), judge.variant.split("/")[1]
+        worst = condition if self._truth.op.name in CONDITIONED else None
+        return Bound(rule(own.variant), u, name, exceeded, unjudged, unbounded, vacuous, worst)
+
+    def of(self, part: Truth) -> Allowances:
+        """Of a problem of some of the rows."""
+        return Allowances(part, *self.chosen)
 
 
 class Measurement(Cells):
     """One output against its truth; figures are computed on first use.
 
-    output: array of truth.fmt, shape truth.shape. Raises InvalidProblem for another dtype or shape.
+    output: array of truth.fmt, shape truth.shape; allowances: as for Cells. Raises InvalidProblem for another dtype or shape.
     """
 
-    def __init__(self, output: Array, truth: Truth) -> None:
+    def __init__(self, output: Array, truth: Truth, allowances: Allowances | None = None) -> None:
         if output.dtype != truth.fmt.dtype or output.shape != truth.shape:
             raise InvalidProblem(f"output is {output.dtype} {list(output.shape)}; it must be {truth.fmt.name} {list(truth.shape)}")
         self.truth = truth
+        self.allowances = allowances or Allowances(truth, stable(truth.op.name, truth.fmt))
         self.fmt = truth.fmt
         self.bits = truth.bits
         self.output = np.ascontiguousarray(output)
@@ -372,11 +433,33 @@ class Measurement(Cells):
 
         return self._refined(edge, loose=False)
 
-    # ---- tolerances ----
+    # ---- bounds ----
 
-    def beyond(self, tolerances: Sequence[Tolerance]) -> list[int]:
-        """Flat indices of the compared elements whose error exceeds their row's tolerance, one tolerance a row."""
-        return [i for i in self.compared if self.exceeds(i, tolerances[i // self.truth.width])]
+    @cached_property
+    def bounded(self) -> list[int]:
+        """Flat indices of the compared elements whose output is finite: an infinity that is right is so by its rounding alone."""
+        return [i for i in self.compared if abs(self.got[i]) < self.fmt.infinity_ordinal]
+
+    @cached_property
+    def beyond(self) -> list[int]:
+        """Those beyond the bound of the op's stable variant."""
+        return [i for i in self.bounded if self.exceeds(i)]
+
+    def bound(self) -> Bound:
+        """What the bounds say of it."""
+        infinite = [(self.allowances.declared(i) == inf, self.allowances.reference(i) == inf) for i in self.bounded]
+        return self.allowances.told(
+            len(self.beyond),
+            unjudged=sum(judge for _, judge in infinite),
+            unbounded=sum(own for own, _ in infinite),
+            vacuous=sum(self.vacuous(i) for i in self.bounded),
+            condition=max(map(self.allowances.condition, range(self.truth.rows))),
+        )
+
+    def error_over_bound(self) -> float | None:
+        """The largest error over its bound; None where no element has a bound."""
+        chosen = [i for i in self.bounded if self.allowances.declared(i) < inf]
+        return self.largest("bound", chosen)[0] if chosen else None
 
     def row_slice(self, row: int) -> range:
         """Flat indices of one row of the output."""

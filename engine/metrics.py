@@ -310,6 +310,13 @@ def sums_apart(m: Measurement) -> bool:
     return False
 
 
+def status_of(unstable: bool, beyond: int, unjudged: int) -> str:
+    """The word for an outcome: elements beyond the bound of the op's stable variant, and elements for which that has none."""
+    if unstable:
+        return "unstable"
+    return "inaccurate" if beyond else "unbounded" if unjudged else "accurate"
+
+
 # ---- everything together ---------------------------------------------------------------------------------------------
 
 
@@ -368,6 +375,7 @@ def measure(m: Measurement, ranks: bool = False) -> Metrics:
         argmax_preserved=None if m.truth.op.output == "rows" else sum(preserved(m, row) for row in range(m.truth.rows)),
         rank_inversions=_rank_inversions(m) if rows and ranks else None,
         backward_error=softmax.figure(softmax.backward_error) if softmax else None,
+        error_over_bound=m.error_over_bound() if some else None,
     )
 
 

@@ -94,6 +94,7 @@ class Metrics:
     argmax_preserved: int | None
     rank_inversions: int | None
     backward_error: RowFigure | None
+    error_over_bound: float | None
 
 
 @dataclass(frozen=True)
@@ -144,12 +145,24 @@ class Fault:
 
 @dataclass(frozen=True)
 class Bound:
-    """The rule by which `inaccurate` was decided: its text, u, the widest row's (n + 4 + 2 range) u, elements beyond it."""
+    """What error theory allows here, and what lies beyond it (engine.bounds).
+
+    rule: the declared algorithm's bound in words, of which error_over_bound is the largest part that was used; unit_roundoff: u
+    of the arithmetic, or of the output format if that is larger. reference: the op's stable variant, by whose bound in the same
+    arithmetic `inaccurate` is decided; exceeded: elements beyond that; unjudged: elements for which it has none. unbounded:
+    elements for which the declared algorithm has no bound; vacuous: elements that are not 0 and whose bound is as large as they
+    are. Only compared elements with a finite output count. condition: the largest condition number of a row, relative to the
+    largest logit; None where none is defined.
+    """
 
     rule: str
     unit_roundoff: float
-    coefficient: float
+    reference: str
     exceeded: int
+    unjudged: int
+    unbounded: int
+    vacuous: int
+    condition: float | None
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cache, partial, reduce
+from functools import cache, cached_property, partial, reduce
 from math import factorial, inf
 from typing import Any
 
 import numpy as np
 
 from engine import formats, ops
+from engine.bounds import Allowed, Declared
 from engine.figures import MAXIMUM_BITS, MEAN_BITS, bin_numbers, edge, edges_of, fixed
 from engine.formats import Format
 from engine.model import Array
@@ -155,11 +156,11 @@ class Partial:
     split: list[tuple[int, int, int]] = field(default_factory=list)
     open_defects: list[int] = field(default_factory=list)
     open_bounds: list[int] = field(default_factory=list)
+    open_sizes: list[int] = field(default_factory=list)
     apart_rows: list[int] = field(default_factory=list)
     undecided_argmax: list[int] = field(default_factory=list)
     mismatch: list[int] = field(default_factory=list)
-    ranges: set[tuple[float, float]] = field(default_factory=set)
-    widest: float = 0.0
+    condition: float = 0.0
     tiers: Counter[str] = field(default_factory=Counter)
     relative: dict[str, float] = field(default_factory=dict)
 
@@ -195,8 +196,7 @@ class Partial:
         for name in _LISTS:
             getattr(self, name).extend(getattr(other, name))
         self.open_rows |= other.open_rows
-        self.ranges |= other.ranges
-        self.widest = max(self.widest, other.widest)
+        self.condition = max(self.condition, other.condition)
         self.tiers.update(other.tiers)
         for name, most in other.relative.items():
             self.relative[name] = max(most, self.relative.get(name, 0.0))
@@ -211,7 +211,9 @@ def _grown(a: Array, b: Array) -> Array:
     return total
 
 
-_LISTS = ("open_elements", "far_rows", "split", "open_defects", "open_bounds", "apart_rows", "undecided_argmax", "mismatch")
+_LISTS = (
+    "open_elements", "far_rows", "split", "open_defects", "open_bounds", "open_sizes", "apart_rows", "undecided_argmax", "mismatch",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +221,7 @@ class Work:
     """Some rows of an output to be measured. logits: (rows, n); extra: targets or grad_output of these rows, or None.
 
     output: (rows, width), of the format; rows: their numbers, ascending; keep: how many of the largest ULP errors are wanted;
+    chosen: the declared algorithm and the op's stable variant, whose bounds are compared with the errors;
     ambiguity: ULPs within which nothing is taken as decided, if more than the tier's own; only: flat indices of the whole output
     of the elements that are looked at, ascending, if not all.
     """
@@ -231,6 +234,7 @@ class Work:
     output: Array
     rows: Array
     keep: int
+    chosen: tuple[Declared, Declared]
     ambiguity: float = 0.0
     only: Array | None = None
 
@@ -239,7 +243,7 @@ class Work:
         at = np.searchsorted(self.rows, rows)
         extra = None if self.extra is None else self.extra[at]
         return Work(
-            self.op, self.format, tier, self.logits[at], extra, self.output[at], rows, self.keep, ambiguity, only
+            self.op, self.format, tier, self.logits[at], extra, self.output[at], rows, self.keep, self.chosen, ambiguity, only
         )  # fmt: skip
 
 
@@ -428,9 +432,6 @@ class _Screen:
             counts["untrue_rows"] += len(rows)
         numbers = self.work.rows[rows]
         self.partial.open_defects += numbers.tolist()
-        for x in formats.widen(self.work.logits[rows]):
-            x = x[np.isfinite(x)]
-            self.partial.ranges.add((float(x.max()), float(x.min())) if x.size else (0.0, 0.0))
         self.mismatches(np.flatnonzero(~right.reshape(-1)), lambda at: numbers[at // self.width] * self.width + at % self.width)
 
     def raw(self, c: Array) -> int:
@@ -466,7 +467,7 @@ _SUMMED = (*_FIGURED, "cross_entropy_grad")
 _TOGETHER = 4096
 _FIGURES_OF_ROWS = ("kl", "total_variation", "backward_error")
 _ROW_FIGURES = (*_FIGURES_OF_ROWS, "sum_defect")
-_MAXIMA = ("ulp", "rel", "normal", "abs")
+_MAXIMA = ("ulp", "rel", "normal", "abs", "bound")
 _SIGNS = {"softmax": 1, "cross_entropy": 1, "log_softmax": -1}
 
 
@@ -492,9 +493,7 @@ class _Rows:
         self.least = self._least()
         self.rational = self.least == block.maximum  # there, and only there, a truth can be a number of the format
         self.some_rational = bool(self.rational.any())
-        self.coefficient = self._coefficient()
         self.row: dict[str, Array] = {name: np.full(per_row, start) for name, start in _ROW_STARTS.items()}
-        self.tightest = float(self.coefficient.min()) * (1 - 2.0**-30)
         self.endless, self.broken, self.void, self.unsummed, self.apart = (np.zeros(per_row, bool) for _ in range(5))
         self.wanted = screen.wanted(rows)
         self.constant = self._constant()
@@ -508,11 +507,6 @@ class _Rows:
             return block.minimum
         x = block.logits.astype(np.float64)
         return block.per_row(np.where(np.isinf(x), np.inf, x).min(axis=1))
-
-    def _coefficient(self) -> Array:
-        """(n + 4 + 2 (x_max - x_min)) u of each row, to 2^-50 relatively; engine.bounds has it exactly."""
-        found = (self.block.n + 4 + 2 * (self.block.maximum - self.least)) * self.fmt.unit_roundoff
-        return np.asarray(found)
 
     def index(self, part: Part) -> Any:
         """Flat positions of a part to flat indices of the output."""
@@ -529,6 +523,7 @@ class _Rows:
         for part in self.block.parts():
             self._part(part)
         if self.wanted is None:
+            self.p.condition = max(self.p.condition, float(self.allowed.condition().max()))
             self._finish()
 
     # one part
@@ -549,6 +544,7 @@ class _Rows:
         self._beyond(cell)
         if self.figures and self.wanted is None:
             self._row_figures(cell)
+        self._vacuous(cell)
         self._rank(cell)
 
     def _loaded(self, part: Part) -> Array:
@@ -1123,37 +1119,40 @@ class _Rows:
         if normal.size:
             self.p.mark("normal", int(cell.place(normal).min()))
 
+    @cached_property
+    def allowed(self) -> Allowed:
+        """The bounds of these rows."""
+        return Allowed(self.screen.work.chosen, self.block.logits, self.block.extra)
+
+    def _bounds(self, which: int, part: Part) -> Array:
+        """In the block's layout, times 2^up."""
+        found = np.ascontiguousarray(self.block.laid(self.allowed.part(which, part.start, part.stop)))
+        return found if self.up == 1 else found * self.up
+
+    def _out(self, cell: _Cells, mask: Array) -> Array:
+        """A mask without what has been taken out."""
+        mask.reshape(-1)[cell.odd] = mask.reshape(-1)[cell.open] = False
+        return mask
+
     def _beyond(self, cell: _Cells) -> None:
-        """Elements beyond the bound, and zeros inside it; what is too close to it is left open."""
-        u = self.fmt.unit_roundoff
-        relative = self.name in ("softmax", "softmax_jacobian")
-        if relative:
-            value, tolerance = cell.share, self.coefficient
-            if cell.most <= self.tightest and cell.zero is None:
-                return
-        else:
-            value, tolerance = np.abs(cell.r), self.coefficient * self.up + 2 * u * cell.a
-        over = value > tolerance * (1 - 2.0**-30)
-        if relative and cell.normal is not None:
-            over &= cell.normal
-        over.reshape(-1)[cell.open] = False
-        at = np.flatnonzero(over)
+        """Elements beyond the bound of the op's stable variant, and zeros inside it; what is too close to it is left open."""
+        tolerance, value = self._bounds(1, cell.part), np.abs(cell.r)
+        cell.judge = tolerance
+        if not float(tolerance.max()) < inf:
+            self.p.counts["unjudged"] += int(np.count_nonzero(self._out(cell, tolerance == inf)))
+        over = self._out(cell, value > tolerance * (1 - 2.0**-30))
+        unsure_at = at = np.flatnonzero(over)
         if at.size:
-            slack = 2.0**-30 * np.broadcast_to(tolerance, value.shape).reshape(-1)[at]
-            flat = value.reshape(-1)[at]
-            doubt = 1.1 * self._doubt(cell, at) / (cell.a.reshape(-1)[at] if relative else 1.0)
-            doubt = doubt * (1 + (flat if relative else 0.0)) + flat * 2.0**-40
-            unsure = flat - np.broadcast_to(tolerance, value.shape).reshape(-1)[at] <= slack + doubt
-            self.p.open_bounds += cell.place(at[unsure]).tolist()
-            over.reshape(-1)[at[unsure]] = False
+            flat, limit = value.reshape(-1)[at], tolerance.reshape(-1)[at]
+            unsure = flat - limit <= 2.0**-30 * limit + 1.1 * self._doubt(cell, at) + flat * 2.0**-40
+            unsure_at = at[unsure]
+            self.p.open_bounds += cell.place(unsure_at).tolist()
+            over.reshape(-1)[unsure_at] = False
             sure = at[~unsure]
             self.p.counts["beyond"] += sure.size
             if cell.zero is not None:
                 lost = cell.zero.reshape(-1)[sure] & (cell.rounded.reshape(-1)[sure] >= self.low_binade)
                 self.p.counts["lost"] += int(lost.sum())
-            unsure_at = at[unsure]
-        else:
-            unsure_at = at
         if cell.zero is not None:
             inside = cell.zero & (cell.rounded >= self.low_binade) & ~over
             inside.reshape(-1)[unsure_at] = False
@@ -1161,6 +1160,26 @@ class _Rows:
             if found.size:
                 self.p.counts["absorbed"] += found.size
                 self.p.mark("absorbed", int(cell.place(found).min()))
+
+    def _vacuous(self, cell: _Cells) -> None:
+        """Elements without a bound of the declared algorithm, and those whose bound is as large as they are."""
+        alike = self.screen.work.chosen[0] == self.screen.work.chosen[1]
+        own = cell.own = cell.judge if alike else self._bounds(0, cell.part)
+        counts = self.p.counts
+        counts["bounded"] += own.size - cell.odd.size - cell.open.size
+        if not float(own.max()) < inf:
+            unbounded = int(np.count_nonzero(self._out(cell, own == inf)))
+            counts["unbounded"] += unbounded
+            counts["bounded"] -= unbounded
+        wide = self._out(cell, (own >= cell.a * (1 - 2.0**-20)) & (own < inf))
+        if cell.gone is not None:
+            wide &= ~cell.gone
+        at = np.flatnonzero(wide)
+        if at.size:
+            size, bound = cell.a.reshape(-1)[at], own.reshape(-1)[at]
+            unsure = np.abs(bound - size) <= self._radius(cell, at) + size * 2.0**-40
+            self.p.open_sizes += cell.place(at[unsure]).tolist()
+            counts["vacuous"] += int(np.count_nonzero(bound[~unsure] > size[~unsure]))
 
     def _rank(self, cell: _Cells) -> None:
         """Candidates for the maxima: every element but what is open, odd, or known to be exact."""
@@ -1185,7 +1204,22 @@ class _Rows:
         top = max(float(size.max()), 0.0)
         self.p.most["ulp"].offer(size, partial(self._around, cell), top * (1 + 2.0**-49) + ulp, cell.place)
         self._offer("abs", difference, absolute + _LOST, cell)
+        self._rank_bounds(cell, difference)
         self._rank_shares(cell, rel)
+
+    def _rank_bounds(self, cell: _Cells, difference: Array) -> None:
+        """Errors over their bounds, where there is one."""
+        own, share = cell.own, self.b("back", difference.shape)
+        np.divide(difference, own, share)
+        if not float(own.max()) < inf:
+            share[own == inf] = -inf
+        top = max(float(share.max()), 0.0)
+        doubt = float(((self._doubts(cell) + _LOST) / own).max())
+        self.p.most["bound"].offer(share, partial(self._beside, cell, share), top * (1 + 2.0**-48) + doubt, cell.place)
+
+    def _beside(self, cell: _Cells, share: Array) -> Array:
+        """What every error over its bound may be off by."""
+        return np.asarray((self._doubts(cell) + _LOST) / cell.own + np.maximum(share, 0.0) * 2.0**-49)
 
     def _around(self, cell: _Cells) -> Array:
         """What every ULP error may be off by."""
@@ -1401,7 +1435,7 @@ class _Rows:
     def _finish(self) -> None:
         """Hand the rows over, to be closed with those of other blocks: a small array costs as much as a large one."""
         block = self.block
-        found = {**self.row, "most": block.maximum, "least": self.least, "coefficient": self.coefficient}
+        found = {**self.row, "most": block.maximum, "least": self.least}
         found |= {"endless": self.endless, "broken": self.broken, "void": self.void, "unsummed": self.unsummed, "apart": self.apart}
         if block.log_size is not None:
             found["log"] = block.log_size
@@ -1433,7 +1467,6 @@ class _Ledger:
             return
         self.row = {name: np.concatenate([rows[name] for rows in self.kept]) for name in self.kept[0]}
         self.kept, self.count = [], 0
-        self._widest()
         if ops.OPS[self.name].output != "rows":
             self._preserved()
         if self.name in _SUMMED:
@@ -1541,15 +1574,6 @@ class _Ledger:
         self.p.counts["argmax_preserved"] += int(yes.sum())
         self.p.undecided_argmax += row["rows"][maybe & ~yes].tolist()
 
-    def _widest(self) -> None:
-        """The ranges of the rows that may have the widest coefficient."""
-        p, size = self.p, self.row["coefficient"]
-        wide = np.flatnonzero(size >= max(float(size.max()), p.widest) * (1 - 2.0**-40))
-        most, least = (self.row[name][wide] for name in ("most", "least"))
-        kinds = np.unique(np.array(dd.two_sum(most, -least)), axis=1, return_index=True)[1]  # only the range counts
-        p.ranges |= set(zip(most[kinds].tolist(), least[kinds].tolist(), strict=True))
-        p.widest = max(p.widest, float(size.max()))
-
 
 @dataclass(eq=False)
 class _Cells:
@@ -1563,6 +1587,8 @@ class _Cells:
     odd: Array = field(default_factory=lambda: np.empty(0, np.int64))
     open: Array = field(default_factory=lambda: np.empty(0, np.int64))
     deep: Array = field(default_factory=lambda: np.empty(0, np.int64))
+    own: Array = field(default_factory=lambda: np.empty(0))
+    judge: Array = field(default_factory=lambda: np.empty(0))
     gone: Array | None = None
     sure: Array | None = None
     exact: Array | None = None

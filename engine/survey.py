@@ -32,8 +32,8 @@ from engine.figures import (
     fixed,
     significant,
 )  # fmt: skip
-from engine.measurement import Cells, Measurement
-from engine.model import Array, Certificate, Metrics, RowFigure, Worst
+from engine.measurement import Allowances, Cells, Measurement
+from engine.model import Array, Bound, Certificate, Metrics, RowFigure, Worst
 from engine.screen import FIRST_BIN, Partial, Work, exponential_sum, screen, total_of
 from engine.truth import FAST_BITS, Truth, enclosures, fast, hull, outward
 
@@ -53,13 +53,24 @@ class Survey:
     """What an output is, figure by figure, from blocks of rows merged in their order.
 
     output: array of truth.fmt, shape truth.shape. keep: how many of the worst elements are wanted. map: how the parts are
-    run. ambiguity: ULPs within which the fast tiers decide nothing, to force what hardly ever happens.
+    run. ambiguity: ULPs within which the fast tiers decide nothing, to force what hardly ever happens. allowances: as for
+    Measurement.
     """
 
-    def __init__(self, output: Array, truth: Truth, keep: int = 8, map: Map = map, ambiguity: float = 0.0) -> None:
+    def __init__(
+        self,
+        output: Array,
+        truth: Truth,
+        keep: int = 8,
+        map: Map = map,
+        ambiguity: float = 0.0,
+        allowances: Allowances | None = None,
+    ) -> None:
         self.truth, self.fmt, self.op = truth, truth.fmt, truth.op
         self.output = np.ascontiguousarray(output)
         self._flat = self.output.reshape(truth.rows, truth.width)
+        chosen = allowances.chosen if allowances else (bounds.stable(truth.op.name, truth.fmt),)
+        self.allowances = Allowances(truth, *chosen)
         self._keep, self._map, self._ambiguity = keep, map, ambiguity
         truth.ambiguity = ambiguity
         self._exact: Measurement | None = None
@@ -71,7 +82,7 @@ class Survey:
         truth = self.truth
         return Work(
             self.op.name, self.fmt.name, fast.TIERS[level], truth.raw_logits[rows], truth.companion(rows), self._flat[rows],
-            np.arange(first, first + len(self._flat[rows])), max(1, self._keep), self._ambiguity,
+            np.arange(first, first + len(self._flat[rows])), max(1, self._keep), self.allowances.chosen, self._ambiguity,
         )  # fmt: skip
 
     def _take(self, level: int) -> None:
@@ -81,7 +92,7 @@ class Survey:
         p = self.partial
         self._classes_open = self._classes(sorted(set(p.open_elements)))
         opened = [members[0] for members in self._classes_open]
-        self.cells = Cells(self.output, self.truth, opened)
+        self.cells = Cells(self.output, self.truth, opened, self.allowances)
         for members in self._classes_open:
             self._settle(members)
         self._settled = Counter[str]()
@@ -89,6 +100,8 @@ class Survey:
             self._settled[self.truth.tiers()[members[0]]] += len(members)
         for members in self._classes(sorted(set(p.open_bounds))):
             self._judge(members)
+        for members in self._classes(sorted(set(p.open_sizes))):
+            p.counts["vacuous"] += len(members) * self.cells.vacuous(members[0])
         self._alone = _Far(self, sorted(p.open_rows)) if p.open_rows and self.op.name in ("softmax", "log_softmax") else None
         self.far = _Far(self, p.far_rows) if p.far_rows else None
         if self.far:
@@ -130,7 +143,9 @@ class Survey:
         for name, (low, high) in (("size", absolute(*loose)), ("signed", loose)):
             p.add(name, *_centred((low * count, high * count), unit))
         self.bin(cells.signed_ulp(index, bits), unit, count)
-        self._judge(members)
+        if abs(got) < limit:
+            self._judge(members)
+            self._allow(members)
 
     def bin(self, error: Interval, unit: int, count: int = 1) -> None:
         """Count an error, an interval in units of 2^unit ulp, in its percentile bins."""
@@ -142,19 +157,23 @@ class Survey:
             self.partial.bin(least, most, count)
 
     def _judge(self, members: list[int]) -> None:
-        """Elements of one class against their row's tolerance."""
-        index, count = members[0], len(members)
-        beyond = self.cells.exceeds(index, self.tolerance(index // self.truth.width))
+        """Elements of one class against the bound of the op's stable variant."""
+        index, count, counts = members[0], len(members), self.partial.counts
+        beyond = self.cells.exceeds(index)
         zero = self.cells.ordinal(index) == 0 and self.cells.normal(index)
-        self.partial.counts["beyond"] += count * beyond
-        self.partial.counts["lost"] += count * (beyond and zero)
+        counts["beyond"] += count * beyond
+        counts["lost"] += count * (beyond and zero)
         if zero and not beyond:
-            self.partial.counts["absorbed"] += count
+            counts["absorbed"] += count
             self.partial.mark("absorbed", index)
 
-    def tolerance(self, row: int) -> bounds.Tolerance:
-        """Of one row."""
-        return bounds.tolerance(self.op.name, self.truth.logits(row), self.fmt)
+    def _allow(self, members: list[int]) -> None:
+        """What the bounds of elements of one class are."""
+        index, count, counts = members[0], len(members), self.partial.counts
+        none = self.allowances.declared(index) == inf
+        counts["unbounded" if none else "bounded"] += count
+        counts["unjudged"] += count * (self.allowances.reference(index) == inf)
+        counts["vacuous"] += count * self.cells.vacuous(index)
 
     # ---- figures ----
 
@@ -167,7 +186,7 @@ class Survey:
                 if self.level + 1 < len(fast.TIERS):
                     self._take(self.level + 1)
                 else:
-                    self._exact = Measurement(self.output, self.truth)
+                    self._exact = Measurement(self.output, self.truth, self.allowances)
         return metrics.measure(self._exact, ranks)
 
     def _metrics(self, ranks: bool) -> Metrics:
@@ -196,6 +215,7 @@ class Survey:
             kl=self._row_figure("kl") if figures else None,
             total_variation=self._row_figure("total_variation") if softmax else None,
             backward_error=self._row_figure("backward_error") if softmax else None,
+            error_over_bound=self._error_over_bound() if counts["bounded"] else None,
             argmax_preserved=None if self.op.output == "rows" else self._argmax_preserved(),
             rank_inversions=self._rank_inversions() if figures and ranks else None,
             step_overflow_count=None,
@@ -238,7 +258,7 @@ class Survey:
         p, places = self.partial, {index: bins for index, *bins in self.partial.split}
         p.split = []
         classes = self._classes(sorted(places))
-        cells = Cells(self.output, self.truth, [members[0] for members in classes])
+        cells = Cells(self.output, self.truth, [members[0] for members in classes], self.allowances)
         for members in classes:
             for index in members:
                 for counts, place in zip((p.low, p.high), places[index], strict=True):
@@ -303,13 +323,21 @@ class Survey:
             return 0.0, self.partial.first["compared"]
         return top, min(index for value, index in found if value == top)
 
+    def _error_over_bound(self) -> float:
+        """The largest error over its bound to 40 bits."""
+        told, chosen = self._told("bound")
+        limit = self.fmt.infinity_ordinal
+        known = [i for i in chosen if self.allowances.declared(i) < inf and abs(self.cells.ordinal(i)) < limit]
+        found = [self.cells.largest("bound", known)[0]] if known else []
+        return max([*found, *(value for value, _ in told)], default=0.0)
+
     def worst(self, count: int) -> tuple[Worst, ...]:
         """The `count` worst elements, as metrics.worst gives them."""
         if self._exact is not None:
             return metrics.worst(self._exact, count)
         mismatches = sorted(set(self.partial.mismatch))[:count]
         likely = self.partial.most["ulp"].pruned()[0].tolist()
-        cells = Cells(self.output, self.truth, self._besides("ulp", likely, count))
+        cells = Cells(self.output, self.truth, self._besides("ulp", likely, count), self.allowances)
         chosen = cells.ranked(count - len(mismatches))
         return tuple(metrics.describe(cells, index, index in mismatches) for index in mismatches + chosen)
 
@@ -401,25 +429,17 @@ class Survey:
 
     # ---- verdict and proof ----
 
-    def bound(self) -> tuple[float, int]:
-        """The widest row's coefficient, and how many elements are beyond their bound."""
-        p = self.partial
-        wide = [self.op_coefficient(*pair) for pair in p.ranges]
-        wide += [max(t.absolute, t.relative) for t in map(self.tolerance, p.far_rows)]
-        return float(max(wide)), p.counts["beyond"]
-
-    def op_coefficient(self, most: float, least: float) -> Fraction:
-        """The larger coefficient of a row with that range of logits."""
-        n = self.truth.raw_logits.shape[1]
-        found = bounds.tolerance(self.op.name, np.array([most, least]), self.fmt, n)
-        return max(found.absolute, found.relative)
+    def bound(self) -> Bound:
+        """What the bounds say of it."""
+        counts = self.partial.counts
+        condition = max([self.partial.condition, *(self.allowances.condition(row) for row in self.partial.far_rows)])
+        return self.allowances.told(counts["beyond"], counts["unjudged"], counts["unbounded"], counts["vacuous"], condition)
 
     def status(self) -> str:
-        """unstable, inaccurate or accurate."""
+        """unstable, inaccurate, unbounded or accurate."""
         counts = self.partial.counts
-        if counts["special_mismatch"] or counts["lost"] or counts["apart"] or self._apart():
-            return "unstable"
-        return "inaccurate" if counts["beyond"] else "accurate"
+        unstable = counts["special_mismatch"] or counts["lost"] or counts["apart"] or self._apart()
+        return metrics.status_of(bool(unstable), counts["beyond"], counts["unjudged"])
 
     def _apart(self) -> bool:
         rows = self.partial.apart_rows + (self.partial.far_rows if self.op.name == "softmax" else [])
@@ -475,7 +495,8 @@ class _Far:
         truth = survey.truth
         self._rows, self._width = sorted(set(rows)), truth.width
         sub = Truth(truth.part(self._rows), truth.fmt)
-        self.measured = Measurement(survey.output.reshape(truth.rows, -1)[self._rows].reshape(sub.shape), sub)
+        output = survey.output.reshape(truth.rows, -1)[self._rows].reshape(sub.shape)
+        self.measured = Measurement(output, sub, survey.allowances.of(sub))
 
     def whole(self, index: int) -> int:
         """An index of these rows as one of the whole output."""
@@ -502,6 +523,8 @@ class _Far:
         if name == "ulp":
             return [self.whole(index) for index in m.ranked(32)]
         chosen = [i for i in m.compared if name != "normal" or m.normal(i)]
+        if name == "bound":
+            chosen = [i for i in m.bounded if m.allowances.declared(i) < inf]
         return [self.whole(m.largest("rel" if name == "normal" else name, chosen)[1])] if chosen else []
 
     def fold(self, survey: Survey) -> None:
@@ -521,9 +544,10 @@ class _Far:
         p.counts["normal"] += sum(m.normal(i) for i in m.compared)
         if m.compared:
             p.mark("compared", self.whole(m.compared[0]))
-        beyond = set(m.beyond([survey.tolerance(row) for row in self._rows]))
+        beyond, said = set(m.beyond), m.bound()
         zeros = [i for i in m.compared if m.got[i] == 0 and m.normal(i)]
-        p.counts["beyond"] += len(beyond)
+        p.counts.update(beyond=len(beyond), unjudged=said.unjudged, unbounded=said.unbounded, vacuous=said.vacuous)
+        p.counts["bounded"] += len(m.bounded) - said.unbounded
         p.counts["lost"] += sum(i in beyond for i in zeros)
         inside = [self.whole(i) for i in zeros if i not in beyond]
         p.counts["absorbed"] += len(inside)

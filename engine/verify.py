@@ -16,9 +16,9 @@ from engine.arithmetic import PLAIN, Arithmetic
 from engine.errors import InvalidProblem, UnknownName, quoted
 from engine.faults import explain
 from engine.formats import FORMATS, IEEE, Format
-from engine.measurement import Cells, Measurement
+from engine.measurement import Allowances, Cells, Measurement
 from engine.metrics import measure as measure_exactly
-from engine.metrics import position, sums_apart
+from engine.metrics import position, status_of, sums_apart
 from engine.metrics import worst as worst_of
 from engine.model import (
     Array,
@@ -111,7 +111,8 @@ def measure(
     if output.shape != truth.shape:
         mean = "; a number for each row, not their mean (reduction none)" if truth.op.output == "rows" and output.size == 1 else ""
         raise InvalidProblem(f"output has shape {list(output.shape)}; for these logits it must be {list(truth.shape)}{mean}")
-    judged = _judge(output, truth, truth.fmt, ranks="ranks" in include, count=worst, map=map, audit=audit)
+    allowances = Allowances(truth, bounds.stable(problem.op, truth.fmt))
+    judged = _judge(output, truth, allowances, ranks="ranks" in include, count=worst, map=map, audit=audit)
     return Measured(
         op=problem.op,
         rows=truth.rows,
@@ -284,7 +285,7 @@ def _outcomes(
             yield _outcome(variant, truth, arithmetic, include, rounding, judge)
 
 
-_Judge = Callable[[Array, Truth, Format], _Judged]
+_Judge = Callable[[Array, Truth, Allowances], _Judged]
 _New = Callable[..., Arithmetic]
 """An arithmetic with a recorder of its own, or with none."""
 
@@ -295,7 +296,8 @@ def _outcome(
     recorder = Recorder()
     k = arithmetic(recorder=recorder)
     output = k.deliver(variant.run(*_arguments(truth.problem), k))
-    judged = judge(output, truth, k.fmt)
+    own = bounds.declared(variant.key, k.fmt, k.summation, k.axes)
+    judged = judge(output, truth, Allowances(truth, own, replace(own, variant=bounds.reference(variant.op))))
     return Outcome(
         variant=variant.name,
         format=k.fmt.name,
@@ -313,24 +315,23 @@ def _outcome(
     )
 
 
-def _judge(output: Array, truth: Truth, fmt: Format, *, ranks: bool, count: int, map: Map, audit: int) -> _Judged:
+def _judge(output: Array, truth: Truth, allowances: Allowances, *, ranks: bool, count: int, map: Map, audit: int) -> _Judged:
     """By the fast tiers, or, where there is little to do, by the exact path alone: the figures are the same.
 
-    fmt: that of the arithmetic. The rule of `accurate` has the larger u of that and the output's; the fast tiers know only the
-    output's.
+    An output finer than the arithmetic goes to the exact path.
     """
     size = truth.rows * max(truth.width, truth.raw_logits.shape[1])
-    if fmt.precision < truth.fmt.precision or not _is_fast(truth.op.name, truth.fmt, size):
-        return _exactly(output, truth, ranks, count, fmt)
-    survey = Survey(output, Truth(truth.problem, truth.fmt), count, map)  # of its own: what it looks at is in its certificate
+    coarser = FORMATS[allowances.chosen[0].format].precision < truth.fmt.precision
+    if coarser or not _is_fast(truth.op.name, truth.fmt, size):
+        return _exactly(output, truth, ranks, count, allowances)
+    survey = Survey(output, Truth(truth.problem, truth.fmt), count, map, allowances=allowances)
     survey.audit(audit, truth)
     metrics = survey.metrics(ranks)
-    widest, exceeded = survey.bound()
     absorbed, first = survey.absorbed()
     return _Judged(
         metrics,
         survey.worst(count),
-        Bound(bounds.rule(truth.op.name), truth.fmt.unit_roundoff, widest, exceeded),
+        survey.bound(),
         survey.status(),
         _absorbed_fault(absorbed, first, survey.cells, truth),
         survey.certificate(),
@@ -342,16 +343,14 @@ def _is_fast(op: str, fmt: Format, size: int) -> bool:
     return size >= FAST_FROM and (fmt.overflow == "infinity" or op in AT_MOST_ONE)
 
 
-def _exactly(output: Array, truth: Truth, ranks: bool, count: int, fmt: Format | None = None) -> _Judged:
-    measured = Measurement(output, truth)
-    coarser = fmt if fmt and fmt.precision < truth.fmt.precision else truth.fmt
-    beyond, bound = _against_bound(measured, coarser)
+def _exactly(output: Array, truth: Truth, ranks: bool, count: int, allowances: Allowances | None = None) -> _Judged:
+    measured = Measurement(output, truth, allowances)
     return _Judged(
         measure_exactly(measured, ranks),
         worst_of(measured, count),
-        bound,
-        _status(measured, beyond),
-        _absorbed(measured, beyond),
+        measured.bound(),
+        _status(measured),
+        _absorbed(measured),
         truth.certificate(),
     )
 
@@ -419,28 +418,19 @@ def _with_steps(metrics: Metrics, steps: Sequence[Step]) -> Metrics:
     )
 
 
-def _against_bound(measured: Measurement, fmt: Format) -> tuple[list[int], Bound]:
-    truth = measured.truth
-    tolerances = [bounds.tolerance(truth.op.name, truth.logits(row), fmt) for row in range(truth.rows)]
-    beyond = measured.beyond(tolerances)
-    widest = max(max(t.absolute, t.relative) for t in tolerances)
-    return beyond, Bound(bounds.rule(truth.op.name), fmt.unit_roundoff, float(widest), len(beyond))
-
-
-def _status(measured: Measurement, beyond: Sequence[int]) -> str:
-    """unstable, inaccurate or accurate: the words of the README, \"What a status means\"."""
-    kinds = measured.kinds
+def _status(measured: Measurement) -> str:
+    """unstable, inaccurate, unbounded or accurate: the words of the README, \"What a status means\"."""
+    kinds, beyond = measured.kinds, measured.beyond
     lost = any(kinds.got[i] == 0 and kinds.normal[i] for i in beyond)
-    if kinds.mismatch.any() or lost or sums_apart(measured):
-        return "unstable"
-    return "inaccurate" if beyond else "accurate"
+    unstable = bool(kinds.mismatch.any()) or lost or sums_apart(measured)
+    return status_of(unstable, len(beyond), measured.bound().unjudged)
 
 
-def _absorbed(measured: Measurement, beyond: Sequence[int]) -> tuple[Fault, ...]:
+def _absorbed(measured: Measurement) -> tuple[Fault, ...]:
     """Zeros where the truth is a normal number but still inside the bound: a fault of their own."""
     kinds = measured.kinds
     zero = (kinds.got == 0) & ~kinds.got_nan & kinds.normal & kinds.compared
-    zero[list(beyond)] = False
+    zero[measured.beyond] = False
     return _absorbed_fault(int(zero.sum()), int(np.argmax(zero)), measured, measured.truth)
 
 
@@ -449,7 +439,8 @@ def _absorbed_fault(count: int, index: int, cells: Cells, truth: Truth) -> tuple
         return ()
     expected = cells.expected(index, 5)
     detail = (
-        f"the result is 0 where the truth is {expected}, a normal {truth.fmt.name}: it was absorbed, within what the bound allows"
+        f"the result is 0 where the truth is {expected}, a normal {truth.fmt.name}: it was absorbed,"
+        " which the bound of the stable variant does not exclude"
     )
     return (Fault("result", "absorbed", count, position(index, truth.shape), detail),)
 

@@ -47,7 +47,9 @@ LIMITS = replace(Limits(), max_elements=10_000_000)  # of a tensor that is made 
 LARGE = 20_000_000  # logits from which on it pays to start a process for each core
 BLOCK = 2**20  # logits looked at together
 PLAIN_WIDTH = 120  # characters, where the output is no terminal
-STYLES = {"accurate": "green", "inaccurate": "yellow", "unstable": "red"}
+STYLES = {"accurate": "green", "unbounded": "cyan", "inaccurate": "yellow", "unstable": "red"}
+FAILING = ["unstable", "inaccurate", "unbounded"]
+"""Statuses that may end a command with 1, the worst first."""
 _SPELLED = {"nan": "NaN", "inf": "Infinity", "infinity": "Infinity"}
 _EIGHT_BITS = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # which the library's own reader does not know
 _DTYPES = ("F16", "BF16", "F32", "F64", *_EIGHT_BITS, "I32", "I64")
@@ -180,7 +182,7 @@ _shown = _options(
 @click.option("--include", multiple=True, type=click.Choice(["values", "truth", "ranks"]), help="Show these too (repeatable).")
 @_shown
 @click.option("--json", "as_json", is_flag=True, help="Write the answer of POST /v1/evaluate instead of a table.")
-@click.option("--fail-on", type=click.Choice(["unstable", "inaccurate"]), help="Exit with 1 at this status or a worse one.")
+@click.option("--fail-on", type=click.Choice(FAILING), help="Exit with 1 at this status or a worse one.")
 def evaluate(
     as_json: bool,
     fail_on: str | None,
@@ -203,14 +205,14 @@ def evaluate(
         _write_json(evaluation)
     else:
         click.echo(_report(problem, evaluation), nl=False)
-    failing = {"unstable": {"unstable"}, "inaccurate": {"unstable", "inaccurate"}}.get(fail_on or "", set())
+    failing = FAILING[: FAILING.index(fail_on) + 1] if fail_on else []
     if any(outcome.status in failing for outcome in evaluation.outcomes):
         raise click.exceptions.Exit(1)
 
 
 # ---- softgauge measure -----------------------------------------------------------------------------------------------
 
-_FAIL_ON = "Exit with 1 at a special mismatch; or also (exceeded) at an element beyond the rule of the bound."
+_FAIL_ON = "Exit with 1 at a special mismatch; or also (exceeded) at an element beyond the bound."
 
 
 @main.command()
@@ -657,21 +659,25 @@ def _proven(measured: engine.Measured) -> Iterator[str]:
     """What the bound and the certificate say."""
     bound, certificate = measured.bound, measured.certificate
     beyond = f"{_counted(bound.exceeded, 'element')} beyond"
-    yield f"bound: {bound.rule}; {_coefficient(measured)}; {beyond}"
+    yield f"bound of {bound.reference}, summed in order: {bound.rule}; {_condition(measured)}; {beyond}"
     yield from _void(measured)
     radius = certificate.relative_bound_log2
     known = "exact" if radius is None else f"to a relative 2^{radius:g}"
     yield f"certificate: truth {known}; {', '.join(f'{tier} {count}' for tier, count in certificate.tiers.items())}"
 
 
-def _coefficient(found: engine.Outcome | engine.Measured) -> str:
-    return f"u = {found.bound.unit_roundoff:.3g}, coefficient {found.bound.coefficient:.3g}"
+def _condition(found: engine.Outcome | engine.Measured) -> str:
+    condition = found.bound.condition
+    return f"u = {found.bound.unit_roundoff:.3g}" + ("" if condition is None else f", condition {condition:.3g}")
 
 
 def _void(found: engine.Outcome | engine.Measured) -> Iterator[str]:
-    """A warning where the rule lets an error as large as any probability pass."""
-    if found.bound.coefficient >= 1:
-        yield "a coefficient of 1 or more bounds nothing"
+    """A warning where theory says nothing: no bound, or one as large as what it bounds."""
+    bound = found.bound
+    if bound.unbounded:
+        yield f"no bound for {_counted(bound.unbounded, 'element')}"
+    if bound.vacuous:
+        yield f"a bound as large as the truth for {_counted(bound.vacuous, 'element')}"
 
 
 def _finer(measured: engine.Measured) -> Iterator[str]:
@@ -710,11 +716,13 @@ def _unit(problem: engine.Problem) -> _Unit:
 def _outcome_table(who: str, rows: Sequence[_Row], unit: _Unit) -> Table:
     counts = [f"{noun}\nof {unit.total} {unit.noun}" for noun in ("NaN", "overflowed", "underflowed")]
     status, mismatched = (["status"], []) if rows[0].status else ([], ["mismatched"])
-    table = _table((who, "format", *status, "max ULP", "mean ULP", "max rel", *mismatched, *counts), left=2 + len(status))
+    table = _table(
+        (who, "format", *status, "max ULP", "mean ULP", "max rel", "err/bound", *mismatched, *counts), left=2 + len(status)
+    )
     for row in rows:
         m = row.found.metrics
         judged = [Text(row.status, STYLES[row.status])] if row.status else []
-        figures = (_figure(m.max_ulp), _figure(m.mean_ulp), _figure(m.max_rel))
+        figures = (_figure(m.max_ulp), _figure(m.mean_ulp), _figure(m.max_rel), _figure(m.error_over_bound))
         counted = (*[m.special_mismatch] * len(mismatched), m.nan_count, m.overflow_count, m.underflow_count)
         table.add_row(*row.who, *judged, *figures, *map(str, counted))
     return table
@@ -789,12 +797,12 @@ def _elements(array: tensors.Array) -> str:
 
 
 def _rules(outcomes: Sequence[engine.Outcome]) -> Iterator[str]:
-    """The rule of `accurate`, and what rounding the logits cost, once for each format."""
+    """The rule of `accurate`, where bounds say nothing, and what rounding the logits cost, once for each format."""
     first = {o.format: o for o in reversed(outcomes)}
-    units = "; ".join(f"{_coefficient(o)} ({_named(o)})" for o in reversed(first.values()))
-    yield f"\naccurate: {outcomes[0].bound.rule}; {units}"
+    units = "; ".join(f"{_condition(o)} ({_named(o)})" for o in reversed(first.values()))
+    yield f"\naccurate: within the bound of {outcomes[0].bound.reference}; {units}"
+    yield from (f"{o.variant}, {o.format}: {line}" for o in outcomes for line in _void(o))
     for name, o in reversed(first.items()):
-        yield from (f"{name}: {line}: accurate says nothing here" for line in _void(o))
         if o.input_rounding.changed:
             changed = _counted(o.input_rounding.changed, "logit")
             yield f"{name}: rounding changed {changed}, by at most {o.input_rounding.max_abs:.3g}"

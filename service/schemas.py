@@ -297,6 +297,7 @@ EVALUATE_ANSWER: dict[str, Any] = {
                 "argmax_preserved": 1,
                 "rank_inversions": 0,
                 "backward_error": {"worst": 0.0, "mean": 0.0, "worst_row": 0},
+                "error_over_bound": 0.02869219404431078,
             },
             "worst": [
                 {
@@ -333,10 +334,14 @@ EVALUATE_ANSWER: dict[str, Any] = {
                 },
             ],
             "bound": {
-                "rule": "max_rel_normal of a row at most (n + 4 + 2 (x_max - x_min)) u",
+                "rule": "p_i (expm1(th_i + H + u') + eps) / (1 - eps) + underflow; th_i = v (kappa abs(x_i - m) + c)",
                 "unit_roundoff": 0.00048828125,
-                "coefficient": 0.0146484375,
+                "reference": "shifted",
                 "exceeded": 0,
+                "unjudged": 0,
+                "unbounded": 0,
+                "vacuous": 0,
+                "condition": 0.00014746019045315322,
             },
             "input_rounding": {"changed": 0, "max_abs": 0.0, "logit_shift": 0.0},
             "certificate": {"relative_bound_log2": -83.0, "tiers": {"T3": 2}, "coverage": 1.0},
@@ -383,6 +388,10 @@ _ARGMAX_PRESERVED = (
 _RANK_INVERSIONS = 'softmax, log_softmax: pairs with x_i > x_j and c_i < c_j; only with include: ["ranks"]'
 _BACKWARD_ERROR = "softmax: the smallest change of the logits that explains c up to a constant factor, where R is normal"
 
+_ERROR_OVER_BOUND = (
+    "largest abs(c - T) / bound of the declared algorithm: at most 1 if the code is what it is declared to be; null: no bound"
+)
+
 
 class Metrics(BaseModel):
     """What was measured. null: the figure has no value here.
@@ -425,6 +434,7 @@ class Metrics(BaseModel):
     argmax_preserved: Annotated[int | None, Field(description=_ARGMAX_PRESERVED)]
     rank_inversions: Annotated[int | None, Field(description=_RANK_INVERSIONS)]
     backward_error: Annotated[RowFigure | None, Field(description=_BACKWARD_ERROR)]
+    error_over_bound: Annotated[SafeFloat | None, Field(description=_ERROR_OVER_BOUND)]
 
 
 _LOGIT = "the logit there, in the format; null for logsumexp, cross_entropy and softmax_jacobian"
@@ -456,16 +466,23 @@ class Fault(BaseModel):
     chain: Annotated[list[int], Field(description=_CHAIN)]
 
 
-_EXCEEDED = "elements beyond the rule; special mismatches, which have no error, are not among them"
+_EXCEEDED = "elements beyond the reference's bound; special mismatches, which have no error, are not among them"
+_CONDITION = "largest condition number of a row, relative to the largest logit; null for softmax_jacobian and softmax_vjp"
 
 
 class Bound(BaseModel):
-    """The rule that tells accurate from inaccurate."""
+    """What error theory allows: the bounds of the declared algorithm, and of the reference that tells accurate from inaccurate."""
 
-    rule: Annotated[str, Field(description="what an accurate element keeps to")]
+    rule: Annotated[str, Field(description="the declared algorithm's bound of an element, in words")]
     unit_roundoff: Annotated[float, Field(description="u, 2^-precision of the format, or of output_format if that is larger")]
-    coefficient: Annotated[SafeFloat | None, Field(description="(n + 4 + 2 (x_max - x_min)) u of the row where it is largest")]
+    reference: Annotated[
+        str, Field(description="the op's stable variant, by whose bound in the same arithmetic a status is decided")
+    ]
     exceeded: Annotated[int, Field(description=_EXCEEDED)]
+    unjudged: Annotated[int, Field(description="elements for which the reference has no bound")]
+    unbounded: Annotated[int, Field(description="elements for which the declared algorithm has no bound")]
+    vacuous: Annotated[int, Field(description="elements, not 0, whose declared bound is as large as they are")]
+    condition: Annotated[SafeFloat | None, Field(description=_CONDITION)]
 
 
 _LOGIT_SHIFT = "(largest - smallest signed change) / 2 of the worst row: what softmax sees of it, blind to a shift of the whole row"
@@ -509,9 +526,9 @@ Texts = TypeAliasType("Texts", "str | list[Texts]")
 
 
 _STATUS = (
-    "unstable: a special mismatch; or a 0 where R is a normal number, beyond the rule of bound; or a softmax row whose sum is "
-    "further than 1/2 from 1 than that of R. inaccurate: else an element beyond the rule. accurate: none. An element whose truth "
-    "is NaN is right if it is NaN."
+    "unstable: a special mismatch; or a 0 where R is a normal number, beyond the bound of the reference; or a softmax row whose "
+    "sum is further than 1/2 from 1 than that of R. inaccurate: else an element beyond the bound. unbounded: else an element for "
+    "which there is no bound. accurate: all are within. An element whose truth is NaN is right if it is NaN."
 )
 _DIGEST = "SHA-256 of the logits as given: dtype name, 0, shape as JSON, 0, little-endian bytes"
 
@@ -534,7 +551,7 @@ class Outcome(BaseModel):
     format: str
     summation: str
     arithmetic: Arithmetic
-    status: Annotated[Literal["accurate", "inaccurate", "unstable"], Field(description=_STATUS)]
+    status: Annotated[Literal["accurate", "unbounded", "inaccurate", "unstable"], Field(description=_STATUS)]
     metrics: Metrics
     worst: Annotated[list[Worst], Field(description="special mismatches first, then by ULP error; exact elements are left out")]
     faults: list[Fault]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.client
-import itertools
 import json
 import math
 import os
@@ -232,28 +231,16 @@ def test_endpoints() -> None:
     assert {item["post"]["tags"][0] for item in document["paths"].values() if "post" in item} == {"compute"}
 
 
-def test_statuses_and_their_rules() -> None:
-    assert [row[0] for row in table("What a status means")] == ["unstable", "inaccurate", "accurate"]
-    prose = " ".join(text().split("## What a status means")[1].split("\n## ")[0].split())
-    for op, words in (
-        ("softmax", "softmax, softmax_jacobian: the relative error is"),
-        ("logsumexp", "every other op: the absolute error is"),
-    ):
-        problem = engine.Problem(op, engine.generate("ramp", 1, 2, 0))
-        rule = engine.evaluate(problem, ["float32"]).outcomes[0].bound.rule
-        assert f"{words} {rule[rule.index('at most') :]}" in prose
-
-
-def test_rows_from_which_on_the_rule_says_nothing() -> None:
-    prose = " ".join(text().split("Before you gate on a status:")[1].split("\n* A logit")[0].split())
-    for words, name, about in (
-        ("in float16 from about 2,000 logits on", "float16", 2000),
-        ("in bfloat16 from 250", "bfloat16", 250),
-        ("in float8_e4m3fn from 12", "float8_e4m3fn", 12),
-    ):
-        assert words in prose
-        first = next(n for n in itertools.count(1) if bounds.tolerance("softmax", np.zeros(1), FORMATS[name], n).relative >= 1)
-        assert first == pytest.approx(about, rel=0.03)
+def test_statuses_and_their_bound() -> None:
+    assert [row[0] for row in table("What a status means")] == ["unstable", "inaccurate", "unbounded", "accurate"]
+    prose = text().split("## What a status means")[1].split("\n## ")[0]
+    formula, theta = bounds.rule("softmax/shifted").split("; ")
+    assert f"<= {formula}\n" in prose
+    assert f"{theta}," in prose
+    assert bounds.numpy_ulps(FORMATS["float32"]) == bounds.numpy_ulps(FORMATS["float64"]) == 4
+    assert bounds.stable("softmax", FORMATS["float16"]) == bounds.Declared(
+        "softmax/shifted", "float16", "float16", "float16", "sequential", 2.0, 2.0, 3
+    )
 
 
 def test_exit_statuses() -> None:

@@ -9,10 +9,9 @@ from flint import arb, ctx
 from mpmath import libmp
 
 from engine import Problem, Undecided, certify, evaluate, measurement
-from engine.bounds import Tolerance
 from engine.figures import bin_edge, fix, significant
 from engine.formats import FORMATS
-from engine.measurement import Measurement
+from engine.measurement import Allowances, Measurement
 from engine.metrics import measure
 from engine.truth import Truth, decimal, exact, hexadecimal, hull, log_enclosure
 
@@ -230,10 +229,9 @@ def test_a_stand_in_lies_beside_its_rational_and_its_hull_reaches_it():
     assert Fraction(lo) * Fraction(2) ** exp < 1 <= Fraction(hi) * Fraction(2) ** exp
 
 
-def test_a_tolerance_beyond_the_range_of_the_format_is_still_a_number():
+def test_logits_at_both_ends_of_the_range_have_a_bound():
     found = evaluate(Problem("softmax", np.array([1.7e308, -1.7e308])), ["float64"], ["shifted"]).outcomes[0]
-    assert found.bound.coefficient == 1.7e308 * 2.0**-51
-    assert found.status == "accurate"
+    assert (found.status, found.metrics.error_over_bound, found.bound.unbounded) == ("accurate", 0.0, 0)
 
 
 # Outputs far from the truth, and tolerances met to the last bit
@@ -253,22 +251,38 @@ def test_an_output_far_below_the_truth_has_its_figures(logits, output):
     assert found.backward_error.worst == pytest.approx(abs(float(spread)), rel=1e-5)
 
 
-def test_a_tolerance_with_finer_bits_than_the_stand_in_is_not_decided_by_it():
-    # c - q is beyond the tolerance by 1.75e-46, which the rest exp(-1024) does not change
+class _One(Allowances):
+    """One bound for all."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def _bound(self, index, which):
+        return self.value
+
+
+def beyond(op, fmt, logits, output, bound):
+    row = FORMATS[fmt]
+    truth = Truth(Problem(op, np.array(logits, dtype=row.dtype)), row)
+    return Measurement(np.array(output, dtype=row.dtype), truth, _One(bound)).beyond
+
+
+def test_a_bound_with_finer_bits_than_the_stand_in_is_not_decided_by_it():
+    # c - q is the bound exactly, and the rest exp(-1024) makes the error a little smaller
     x = np.full(2044, 2.0**-100)
     x[0] = 1024.0
-    m = measured("logsumexp", "float64", x, 1024 + 3 * 2.0**-42)
-    allowed = Fraction(3, 2**42)
-    assert m.beyond([Tolerance(allowed - Fraction(1, 2**152), Fraction(0), False)]) == [0]
-    assert m.beyond([Tolerance(allowed, Fraction(0), False)]) == []
+    allowed = 3 * 2.0**-42
+    assert beyond("logsumexp", "float64", x, 1024 + allowed, math.nextafter(allowed, 0)) == [0]
+    assert beyond("logsumexp", "float64", x, 1024 + allowed, allowed) == []
+    assert beyond("logsumexp", "float64", x, 1024 - allowed, allowed) == []  # beyond by less than 2^-256 of it
 
 
-@pytest.mark.parametrize(("fmt", "logits"), [("bfloat16", [-60, -110, *[-100] * 150]), ("float16", [-12, *[-20] * 2027])])
-def test_a_zero_where_the_tolerance_is_the_truth_itself_is_inside(fmt, logits):
-    # (n + 4 + 2 (x_max - x_min)) u = 1 and c = 0: the error is the tolerance exactly, which no precision parts
-    found = evaluate(Problem("softmax", np.array(logits, dtype=float)), [fmt], ["naive"]).outcomes[0]
-    assert found.bound.coefficient == 1.0
-    assert found.metrics.false_zero_count > 0
+def test_an_error_that_is_the_bound_exactly_is_inside():
+    zeros = [0.0] * 4  # the truth is 1/4, which no precision parts from the bound
+    assert beyond("softmax", "float16", zeros, zeros, 0.25) == []
+    assert beyond("softmax", "float16", zeros, zeros, math.nextafter(0.25, 0)) == [0, 1, 2, 3]
+    x = [0.0, 0.0, 0.0]  # 1/3 is no binary64 number, but twice it less a third
+    assert beyond("softmax", "float64", x, [0.0] * 3, 1 / 3) == [0, 1, 2]
 
 
 def test_a_long_row_of_equal_logits_may_take_any_precision():

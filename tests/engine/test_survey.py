@@ -50,7 +50,7 @@ def exactly(output, truth):
         found = verify._exactly(output, truth, True, WORST)
     except Undecided:
         return {"undecided": "yes"}
-    return described(found.metrics, found.worst, (found.bound.coefficient, found.bound.exceeded), found.status, found.absorbed)
+    return described(found.metrics, found.worst, found.bound, found.status, found.absorbed)
 
 
 def read(surveyed):
@@ -348,17 +348,18 @@ def test_figures_of_adversarial_rows(task, fmt):
 
 
 @pytest.mark.parametrize("fmt", ["float16", "bfloat16", "float32", "float64"])
-def test_an_error_of_exactly_the_bound_is_inside(fmt):
-    """A softmax of one logit is 1, its bound (1 + 4 + 0) u: 5 numbers of the format below 1. A masked gradient is -y, here -3/2,
-    its bound (3 + 4 + 2 + 3) u: 6 numbers."""
+def test_the_largest_error_inside_the_bound_is_inside(fmt):
+    """A softmax of one logit is 1, and a masked gradient is -y, here -3/2: the errors are whole steps."""
     form = FORMATS[fmt]
     single = Problem("softmax", np.zeros((9, 1), form.dtype))
     masked = Problem("cross_entropy_grad", np.array([[0, 1, -INF]] * 9).astype(form.dtype), np.array([[0, 0, 1.5]] * 9))
-    for problem, column, bound in ((single, 0, -5), (masked, 2, 6)):
+    for problem, column, step in ((single, 0, form.unit_roundoff), (masked, 2, 2 * form.unit_roundoff)):
         truth = Truth(problem, form)
-        for steps, status in ((bound, "accurate"), (bound + np.sign(bound), "inaccurate")):
+        bound = Measurement(truth.rounded(), truth).allowances.reference(column)
+        least = math.floor(bound / step)
+        for steps, status in ((least, "accurate"), (least + 1, "inaccurate")):
             output = truth.rounded()
-            output[:, column] = _stepped(output[:, column], steps, form)
+            output[:, column] = _stepped(output[:, column], -steps, form)
             assert assert_same(output, truth, steps).status() == status
 
 

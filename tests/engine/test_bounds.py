@@ -1,0 +1,385 @@
+"""Bounds: no right implementation exceeds its bound, and the formulas that are no bounds are exceeded."""
+
+import itertools
+import math
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from engine import Problem, bounds, evaluate, measure, survey
+from engine.arithmetic import Arithmetic
+from engine.bounds import BOUNDS, Allowed, allowed, constants, declared, rule, stable, summing
+from engine.errors import InvalidProblem
+from engine.formats import FORMATS, from_ordinals, round_array, widen
+from engine.measurement import Allowances, Measurement
+from engine.model import Axes
+from engine.ops import OPS
+from engine.summation import SUMMATIONS, plain
+from engine.survey import Survey
+from engine.truth import Truth, hull
+from engine.variants import VARIANTS
+from tests.engine.test_survey import described
+
+INF, NAN = math.inf, math.nan
+F16, BF16, F32, F64 = (FORMATS[name] for name in ("float16", "bfloat16", "float32", "float64"))
+
+
+def run(key, fmt, logits, extra=None, summation="numpy", axes=Axes()):  # noqa: B008
+    """A variant's output, its truth and its bounds."""
+    k = Arithmetic(FORMATS[fmt], summation, axes=axes)
+    variant, x = VARIANTS[key], round_array(np.asarray(logits, dtype=float), k.fmt)
+    if extra is not None and extra.dtype.kind == "f":
+        extra = round_array(extra, k.fmt)
+    tensors = {} if extra is None else {OPS[variant.op].tensors[0]: extra}
+    output = k.deliver(variant.run(x, *tensors.values(), k))
+    truth = Truth(Problem(variant.op, x, **tensors), k.output_format)
+    own = declared(key, k.fmt, summation, k.axes)
+    return output, truth, Allowances(truth, own, replace(own, variant=bounds.reference(variant.op)))
+
+
+def exactly(*given, **how):
+    return Measurement(*run(*given, **how))
+
+
+def extra_of(op, rng, shape, kind):
+    """Targets or a grad_output for logits of a shape."""
+    if "grad_output" in OPS[op].tensors:
+        return rng.standard_normal(shape) * 10 ** rng.uniform(-3, 1)
+    if "targets" not in OPS[op].tensors:
+        return None
+    return rng.integers(0, shape[-1], shape[:-1]) if kind % 2 else rng.random(shape) * rng.choice([1e-3, 1, 3])
+
+
+# ---- the attack ------------------------------------------------------------------------------------------------------
+
+
+def _logits(rng, rows, n):
+    """Rows that are hard in one way or another."""
+    kind = int(rng.integers(0, 8))
+    x = rng.standard_normal((rows, n)) * 10 ** rng.uniform(-2, 2) + rng.choice([0, 0, 5, -5, 100])
+    if kind == 0:  # one logit ahead
+        x[:, 0] = x.max(axis=1) + rng.choice([3, 8, 15, 30])
+    if kind == 1:  # equal logits
+        x[:] = x[:, :1]
+    if kind == 2:  # exponentials around the smallest numbers
+        x[:, 1:] = x[:, :1] - rng.choice([9.7, 16.6, 17.4, 87.3, 103.9, 709, 745]) + rng.random((rows, n - 1))
+    if kind == 3:  # ascending
+        x.sort(axis=1)
+    if kind == 4:  # log-sum-exp near 0
+        x -= np.log(np.exp(np.clip(x, -700, 700)).sum(axis=1, keepdims=True))
+    if kind == 5:  # masked
+        x = np.where((rng.random(x.shape) < 0.3) & (np.arange(n) > 0), -INF, x)
+    return x
+
+
+def _axes(rng, fmt):
+    chosen = {
+        "exp": str(rng.choice(["numpy", "correct", "exp2"])),
+        "subnormals": str(rng.choice(["gradual", "flush"])),
+        "fma": bool(rng.integers(0, 2)),
+    }
+    if rng.random() < 0.4:
+        chosen["accumulator"] = str(rng.choice(list(FORMATS)))
+    if rng.random() < 0.3:
+        chosen["output_format"] = str(rng.choice(list(FORMATS)))
+    if FORMATS[fmt].bits == 8 and rng.random() < 0.3:
+        chosen["overflow"] = "saturate"
+    return Axes(**chosen)
+
+
+def attack(key, fmt, seed, rows, count):
+    """The largest part of a bound that was used, over `count` drawn batches of `rows` rows; which draw it was."""
+    rng = np.random.default_rng([seed, *key.encode(), *fmt.encode()])
+    op, used = key.split("/")[0], (0.0, "")
+    for draw in range(count):
+        n = int(rng.choice([1, 2, 3, 5, 9, 17, 40] if op == "softmax_jacobian" or rows < 100 else [1, 2, 5, 17, 130, 300]))
+        if op == "softmax_jacobian":
+            n = min(n, 9)
+        x, extra, axes = _logits(rng, rows, n), extra_of(op, rng, (rows, n), draw), _axes(rng, fmt)
+        summation = str(rng.choice(list(SUMMATIONS)))
+        output, truth, allowances = run(key, fmt, x, extra, summation, axes)
+        fast = rows >= 100 and FORMATS[fmt].precision >= truth.fmt.precision and truth.fmt.has_infinity
+        judged = Survey(output, truth, allowances=allowances).metrics() if fast else None
+        found = judged.error_over_bound if judged else Measurement(output, truth, allowances).error_over_bound()
+        used = max(used, (found or 0.0, f"draw {draw}: n = {n}, {summation}, {axes}"))
+    return used
+
+
+@pytest.mark.parametrize("fmt", list(FORMATS))
+@pytest.mark.parametrize("key", list(BOUNDS))
+def test_no_right_implementation_exceeds_its_bound(key, fmt):
+    used, where = attack(key, fmt, 0, 3, 8)
+    assert used <= 1, where
+
+
+@pytest.mark.soak
+def test_no_right_implementation_exceeds_its_bound_on_100000_rows():
+    """Every format gets 100,000 rows of every variant."""
+    worst = {(key, fmt): attack(key, fmt, 1, 1000, 100) for key, fmt in itertools.product(BOUNDS, FORMATS)}
+    for (key, fmt), (used, where) in sorted(worst.items(), key=lambda item: -item[1][0]):
+        print(f"{used:.4f} {key} {fmt} {where}")  # noqa: T201
+    assert max(used for used, _ in worst.values()) <= 1
+
+
+def test_every_variant_with_a_bound_is_in_the_catalogue_and_the_others_say_so():
+    assert set(BOUNDS) <= set(VARIANTS)
+    assert all(bounds.reference(op) in BOUNDS for op in OPS)
+    assert rule("softmax/unheard_of") == "no bound is known"
+    k = replace(stable("softmax", F32), variant="softmax/unheard_of")
+    assert np.isinf(allowed([k], np.zeros(3), None, 3)).all()
+
+
+# ---- formulas that are no bounds -------------------------------------------------------------------------------------
+
+
+def first_order(x, u, h):
+    """p_i u (|d_i| + 1 + W + h + 1) of softmax, relative to p_i."""
+    d = x - x.max()
+    p = np.exp(d) / np.exp(d).sum()
+    c = d < 0
+    return u * (np.abs(d) + c + (p * (np.abs(d) + c)).sum() + h + 1)
+
+
+def test_the_first_order_form_is_exceeded_where_second_order_terms_count():
+    x = np.array([0.25, -64.0])
+    m = exactly("softmax/shifted", "bfloat16", x, axes=Axes(exp="correct"))
+    assert m.largest("rel", [1])[0] > first_order(x, BF16.unit_roundoff, 1)[1]
+    assert m.error_over_bound() <= 1
+
+
+def test_the_first_order_form_is_exceeded_where_the_sum_lost_subnormals():
+    x = np.array([0.0, *[-17.3828125] * 128255])
+    output, truth, allowances = run("softmax/shifted", "float16", x, summation="exact", axes=Axes(exp="correct"))
+    found = Survey(output, truth, allowances=allowances)
+    assert abs(float(output[0]) - 1 / (1 + 128255 * math.exp(-17.3828125))) > 3 * first_order(x, F16.unit_roundoff, 1)[0]
+    assert found.metrics().error_over_bound is None or found.metrics().error_over_bound <= 1
+
+
+def test_where_the_sum_overflows_there_is_no_bound():
+    x = np.zeros(65520)
+    output, truth, allowances = run("softmax/shifted", "float16", x)
+    found = Survey(output, truth, allowances=allowances)
+    assert not output.any()
+    assert found.metrics().error_over_bound is None
+    assert (found.bound().unbounded, found.bound().unjudged, found.status()) == (65520, 65520, "unstable")
+
+
+@pytest.mark.parametrize(("base", "width", "least"), [(10, 1, 30), (60, 1, 150), (1000, 1, 250), (-60, 1, 150), (1000, 100, 100)])
+def test_the_coded_bound_of_the_shifted_log_sum_exp_is_violated(base, width, least):
+    """|y + n - x_min| u, chop_test_softmax.m beside doi 10.1093/imanum/draa038; with |y| besides it holds, as ours does."""
+    rng = np.random.default_rng(5)
+    beyond = 0
+    for _ in range(400):
+        x = (base + width * rng.random(int(rng.integers(2, 12)))).astype(np.float32)
+        m = exactly("logsumexp/log1p", "float32", x, summation="sequential", axes=Axes(exp="correct"))
+        error, y = m.max_abs(), float(widen(m.output)[0])
+        beyond += error > abs(y + x.size - float(x.min())) * F32.unit_roundoff
+        assert error <= (abs(y) + x.size + y - float(x.min())) * F32.unit_roundoff
+        assert m.error_over_bound() <= 1
+    assert beyond >= least
+
+
+# ---- what a bound says -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", list(BOUNDS))
+def test_both_paths_give_the_same_figures_of_a_declared_algorithm(key):
+    rng = np.random.default_rng([*key.encode()])
+    op = key.split("/")[0]
+    for draw, fmt in enumerate(("float16", "bfloat16", "float32", "float64", "float8_e5m2") * 2):
+        n = 7 if op == "softmax_jacobian" else 40
+        x = rng.standard_normal((6, n)) * 3 - 2
+        x[1] += rng.choice([-60, 30, 600])
+        output, truth, allowances = run(key, fmt, x, extra_of(op, rng, x.shape, draw), "pairwise")
+        taken, exact = (
+            Survey(output, Truth(truth.problem, truth.fmt), allowances=allowances),
+            Measurement(output, truth, allowances),
+        )
+        figures = taken.metrics().error_over_bound, taken.bound()
+        assert described(taken.metrics(), *figures, 0, 0) == described(
+            taken.metrics(), exact.error_over_bound(), exact.bound(), 0, 0
+        ), (key, fmt)
+
+
+def test_what_is_left_to_the_exact_path_keeps_its_declaration(monkeypatch):
+    output, truth, allowances = run("softmax/shifted", "float16", np.linspace(-3, 3, 40), summation="kahan")
+
+    def undecided(self, ranks):
+        raise survey._Open
+
+    monkeypatch.setattr(Survey, "_metrics", undecided)
+    found = Survey(output, truth, allowances=allowances).metrics().error_over_bound
+    assert found == Measurement(output, truth, allowances).error_over_bound()
+
+
+def test_bounds_do_not_depend_on_what_is_computed_together():
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((3, bounds.CHUNK + 5)) * 4
+    g = rng.standard_normal(x.shape)
+    for key, extra in (("softmax_vjp/shifted", g), ("log_softmax/log1p", None)):
+        k = declared(key, F32, "numpy", Arithmetic(F32).axes)
+        whole = Allowed([k], x, extra).part(0, 100, bounds.CHUNK + 5)
+        alone = [allowed([k], row, None if extra is None else extra[i], row.size)[0] for i, row in enumerate(x)]
+        assert np.array_equal(whole, np.array(alone)[:, 100:])
+
+
+@pytest.mark.parametrize("beside", [0, -1e-30, 1e-14, -1e-14])
+def test_a_bound_beside_the_truth_is_decided_by_a_finer_tier(monkeypatch, beside):
+    monkeypatch.setattr(Allowed, "part", lambda self, which, start, stop: np.full((len(self._of.m), stop - start), 0.25 + beside))
+    output, truth, allowances = run("softmax/shifted", "float32", np.zeros((3, 4)))
+    found = Survey(output, truth, allowances=allowances)
+    assert (found.bound(), found.status()) == (Measurement(output, truth, allowances).bound(), "accurate")
+    assert found.bound().vacuous == 12 * (0.25 + beside >= 0.25)
+
+
+def test_bounds_are_kept_for_a_while_only(monkeypatch):
+    monkeypatch.setattr("engine.measurement.KEPT", 3)
+    _, _, allowances = run("softmax/shifted", "float32", np.arange(12.0).reshape(6, 2))
+    whole = [allowances.declared(i) for i in range(12)]
+    assert len(allowances._rows) < 4
+    assert whole[:2] * 6 == whole  # the rows differ by a shift
+
+
+def test_a_vacuous_bound_is_counted():
+    m = exactly("softmax/shifted", "float16", [0.0, -16.0, -3.0])
+    assert m.bound().vacuous == 1  # exp(-16) is subnormal, and known to no digit
+    assert (m.bound().unbounded, m.bound().unjudged) == (0, 0)
+
+
+def test_a_right_infinity_has_no_part_in_the_bounds():
+    found = measure(Problem("log_softmax", np.array([0.0, -3e38, 3e38], np.float32)), np.array([-INF, -INF, 0], np.float16))
+    assert (found.metrics.compared, found.metrics.error_over_bound, found.bound.unbounded) == (3, 0.0, 0)
+    assert found.bound.vacuous == 1  # of -exp(-3e38)
+
+
+@pytest.mark.parametrize("fmt", ["float8_e5m2", "float8_e4m3fn"])
+def test_where_no_bound_exists_a_status_does_not_say_accurate(fmt):
+    x = np.linspace(-4, 4, 40)
+    (found,) = evaluate(Problem("softmax", x), [fmt], ["shifted"], summation="kahan").outcomes
+    assert found.metrics.error_over_bound is None
+    assert (found.status, found.bound.unbounded, found.bound.unjudged) == ("unbounded", 40, 40)
+
+
+def test_an_ill_conditioned_problem_is_told_from_a_bad_algorithm():
+    """log-sum-exp near 0: every variant errs by many ulps and keeps to its bound. A softmax through log p: its p are good."""
+    (ill,) = evaluate(Problem("logsumexp", np.array([-math.log(2), -math.log(2)])), ["float64"], ["shifted"]).outcomes
+    assert ill.metrics.max_ulp > 1e10 or ill.metrics.max_ulp == 0
+    assert ill.metrics.error_over_bound <= 1
+    assert ill.bound.condition > 1e14
+    naive, shifted = evaluate(Problem("log_softmax", np.array([85.0, 84.0])), ["float32"], ["naive", "shifted"]).outcomes
+    assert naive.bound.condition == shifted.bound.condition < 200
+    assert naive.metrics.error_over_bound <= 1
+    assert naive.metrics.max_ulp > 10 * shifted.metrics.max_ulp
+
+
+@pytest.mark.parametrize(
+    ("op", "extra", "wanted"),
+    [
+        ("logsumexp", None, 3 / math.log(math.e**3 + math.e)),
+        ("softmax", None, 6 * math.exp(-2) / (1 + math.exp(-2))),
+        ("log_softmax", None, 2 * 3 * (1 / (1 + math.exp(-2))) / (2 + math.log1p(math.exp(-2)))),
+        ("cross_entropy", np.array([1]), 3 * 2 * (1 / (1 + math.exp(-2))) / (2 + math.log1p(math.exp(-2)))),
+        ("cross_entropy", np.array([[0.0, 2.0]]), 3 * 2 * (1 / (1 + math.exp(-2))) / (2 + math.log1p(math.exp(-2)))),
+        ("cross_entropy_grad", np.array([1]), 6 * math.exp(-2) / (1 + math.exp(-2))),
+        ("softmax_vjp", np.array([[1.0, 2.0]]), 0),
+        ("softmax_jacobian", None, 0),
+    ],
+)
+def test_condition_numbers(op, extra, wanted):
+    if op == "cross_entropy_grad":  # 2 x_max p (1 - p) / max |g|, |g| = p_0
+        wanted = 2 * 3 * math.exp(-2) / (1 + math.exp(-2)) ** 2 * (1 + math.exp(-2))
+    found = Allowed([stable(op, F64)], np.array([[3.0, 1.0]]), extra).condition()
+    assert found[0] == pytest.approx(wanted, rel=1e-12)
+
+
+def test_a_row_without_truth_has_no_condition():
+    found = Allowed([stable("softmax", F64)], np.array([[NAN, 1.0], [INF, 0], [-INF, -INF], [1.0, 0.0]]), None).condition()
+    assert found[:3].tolist() == [0, 0, 0]
+    assert found[3] > 0
+
+
+# ---- constants -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fmt", [name for name, row in FORMATS.items() if row.precision < 53])
+@pytest.mark.parametrize("name", list(SUMMATIONS))
+def test_the_constant_of_a_summation_holds(name, fmt):
+    """Sums of positive terms, against exact ones in binary64."""
+    form, rng, used = FORMATS[fmt], np.random.default_rng(3), 0.0
+    for n in (1, 2, 3, 7, 8, 9, 31, 33, 127, 128, 129, 136, 300, 1000):
+        terms = round_array(2.0 ** rng.uniform(-3, 0, (20, n)), form)
+        found = widen(SUMMATIONS[name].add(terms, plain(form)))
+        exact = widen(terms).sum(axis=1)
+        h = summing(name, n, form)
+        inside = np.isfinite(found) & (exact < form.largest)
+        assert (np.abs(np.log(found[inside] / exact[inside])) <= h * (1 + 1e-9) + 1e-12).all(), (name, n)
+        used = max(used, h)
+    assert used > 0
+
+
+def test_sums_without_a_theorem_have_no_constant():
+    assert summing("neumaier", 257, BF16) == INF
+    assert summing("neumaier", 255, BF16) == INF  # gamma is above 1
+    assert summing("neumaier", 20, BF16) < 0.02
+    assert summing("kahan", 20000, BF16) == INF
+    assert summing("kahan", 100, F32) < 5 * F32.unit_roundoff
+
+
+def test_numpy_keeps_to_the_errors_it_is_trusted_with():
+    for fmt in (F16, BF16, FORMATS["float8_e4m3fn"], FORMATS["float8_e5m2"]):
+        x = from_ordinals(np.arange(-fmt.infinity_ordinal + 1, fmt.infinity_ordinal), fmt)
+        for function in (np.exp, np.exp2, np.log, np.log1p):
+            with np.errstate(all="ignore"):
+                got, true = widen(function(x)), function(widen(x).astype(np.longdouble))
+            used = np.isfinite(got) & np.isfinite(true) & (np.abs(true) >= fmt.smallest_subnormal / 2)
+            ulp = 2.0 ** (np.maximum(np.floor(np.log2(np.abs(true[used]))), fmt.emin) - fmt.precision + 1)
+            assert float((np.abs(got[used] - true[used]) / ulp).max()) <= bounds.numpy_ulps(fmt), (fmt.name, function)
+    assert np.exp(np.zeros(9, np.float32)).tolist() == np.exp2(np.zeros(9)).tolist() == [1] * 9
+
+
+def test_a_narrower_accumulator_and_output_have_their_part():
+    plainly = declared("softmax/shifted", F32, "numpy", Arithmetic(F32).axes)
+    base, narrow = constants(plainly, 10), constants(replace(plainly, accumulator="bfloat16", output="float16"), 10)
+    assert (base.u_out, base.term, base.total) == (0, 0, 0)
+    assert narrow.u_out == F16.unit_roundoff
+    assert narrow.h > base.h + BF16.unit_roundoff
+    assert narrow.term > 0
+    assert constants(replace(plainly, accumulator="float64", flush=True), 10).least > F32.smallest_normal
+    assert constants(replace(plainly, format="float8_e5m2", accumulator="float8_e5m2", saturates=True), 3).ceiling == 57344
+
+
+def test_saturated_truths_have_no_bound():
+    axes = Axes(overflow="saturate")
+    m = exactly("log_softmax/shifted", "float8_e4m3fn", [448.0, -448.0], axes=axes)
+    assert m.got[1] == -m.fmt.infinity_ordinal + 1
+    assert m.bound().unbounded >= 1
+
+
+def test_the_elementary_functions_keep_their_word():
+    x = np.linspace(-700, 709, 100_001)
+    true = np.exp(x.astype(np.longdouble))
+    assert float(np.abs(bounds._exp(x) / true - 1).max()) < 2.0**-50
+    assert bounds._exp(np.array([709.5, -INF, 0.0])).tolist() == [INF, 0, 1]
+    t = 2.0 ** np.linspace(-70, 9, 10_001)
+    assert float(np.abs(bounds._expm1(t) / np.expm1(t.astype(np.longdouble)) - 1).max()) < 2.0**-44
+    s = 2.0 ** np.linspace(-700, 24, 10_001)
+    assert float(np.abs(bounds._log1p(s) / np.log1p(s.astype(np.longdouble)) - 1).max()) < 2.0**-48
+
+
+def test_a_format_has_to_be_able_to_saturate():
+    with pytest.raises(InvalidProblem):
+        run("softmax/shifted", "float32", [1.0, 2.0], axes=Axes(overflow="saturate"))
+
+
+def test_the_figure_is_the_largest_error_over_its_bound():
+    rng = np.random.default_rng(4)
+    for fmt in ("float16", "float32", "float64"):
+        output, truth, allowances = run("softmax/naive", fmt, rng.standard_normal((2, 5)))
+        parts = []
+        for i, c in enumerate(widen(output).reshape(-1).tolist()):
+            lo, hi, exp = hull(truth.row(i // 5, 200)[i % 5])
+            middle = Fraction(lo + hi, 2) * Fraction(2) ** exp
+            parts.append(abs(Fraction(c) - middle) / Fraction(allowances.declared(i)))
+        assert Measurement(output, truth, allowances).error_over_bound() == pytest.approx(float(max(parts)), rel=1e-11)
