@@ -84,6 +84,8 @@ from engine.model import Array, Axes
 
 CHUNK = 1 << 14
 """Columns that are worked on together."""
+_KEPT = 1 << 16
+"""Logits of which exponentials are kept, and not computed again for each use."""
 BLOCK = 128
 LANES = 32
 _INFLATION = 1 + 2.0**-40
@@ -334,14 +336,15 @@ class Rows:
         self.m = np.where(self.dead, 0.0, top)
         self.first = np.argmax(logits, axis=1)
         self._kept: tuple[Array, Array, Array] | None = None
-        self._kept = self._columns(self.parts[0]) if len(self.parts) == 1 else None
+        if logits.size <= _KEPT:
+            self._kept = self._columns(slice(0, self.n))
 
     def _columns(self, part: Part) -> tuple[Array, Array, Array]:
         x = widen(self._logits[:, part])
         x = np.where(self.dead, 0.0, x)
         with np.errstate(over="ignore"):
             d = x - self.m
-        return x, d, _exp(d)
+        return x, d, _exp_down(d)
 
     def columns(self, part: Part) -> tuple[Array, Array, Array]:
         """x, d = x - m and exp(d) of some columns."""
@@ -895,13 +898,36 @@ def _powers() -> Array:
 
 def _exp(x: Array) -> Array:
     """exp to 2^-50, infinite above 709: x = (64 k + j) log 2 / 64 + r, |r| < 2^-7.5, and five terms."""
-    clipped = np.clip(x, -760.0, 709.0)
-    k = np.rint(clipped * (1 / (_LN2_HIGH + _LN2_LOW)))
-    r = (clipped - k * _LN2_HIGH) - k * _LN2_LOW
-    total = 1 + r * (1 + r * (0.5 + r * (1 / 6 + r * (1 / 24 + r * (1 / 120)))))
+    total, steps = _reduced(np.clip(x, -760.0, 709.0))
+    return np.where(x > 709.0, inf, np.ldexp(total, steps >> 6))
+
+
+def _exp_down(x: Array) -> Array:
+    """exp of numbers <= 0, the same: by two powers of two, of which the first is a normal number down to 2^-1100."""
+    total, steps = _reduced(np.maximum(x, -760.0))
+    steps >>= 6
+    steps += 1023 + 128
+    steps <<= 52
+    total *= steps.view(np.float64)
+    total *= 2.0**-128
+    return total
+
+
+def _reduced(x: Array) -> tuple[Array, Array]:
+    """2^(j/64) exp(r), and 64 k + j."""
+    k = x * (1 / (_LN2_HIGH + _LN2_LOW))
+    np.rint(k, k)
     steps = k.astype(np.int64)
-    found = np.ldexp(_powers()[steps & (_STEPS - 1)] * total, steps >> 6)
-    return np.where(x > 709.0, inf, found)
+    r = x - k * _LN2_HIGH
+    k *= _LN2_LOW
+    r -= k
+    total = r * (1 / 120)
+    for coefficient in (1 / 24, 1 / 6, 0.5, 1.0):
+        total += coefficient
+        total *= r
+    total += 1
+    total *= _powers()[steps & (_STEPS - 1)]
+    return total, steps
 
 
 def _expm1(t: Array) -> Array:
