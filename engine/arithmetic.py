@@ -47,6 +47,7 @@ _WIDE: Mapping[str, Callable[..., Array]] = {
     "log": np.log,
     "log1p": np.log1p,
     "fma": lambda a, b, c: a * b + c,
+    "scale": lambda a, power: np.ldexp(a, power.astype(np.int64)),
     "round": lambda a: a,
     "sum": partial(np.add.reduce, axis=-1),
 }
@@ -73,14 +74,14 @@ class Arithmetic:
         self.summation = SUMMATIONS[summation].name
         self._given, self._asked, self._recorder = fmt, axes, recorder
         self._flushes = axes.subnormals == "flush"
-        inner = replace(axes, accumulator=None, output_format=None)
-        self.accumulator = self._beside(used[1] if axes.accumulator else fmt, inner)
-        self._output = self._beside(used[-1] if axes.output_format else fmt, inner)
+        self.accumulator = self._beside(used[1] if axes.accumulator else fmt)
+        self._output = self._beside(used[-1] if axes.output_format else fmt)
 
-    def _beside(self, fmt: Format, axes: Axes) -> Arithmetic:
+    def _beside(self, fmt: Format) -> Arithmetic:
         """The same arithmetic in another format: this one where that is its own."""
         if fmt.name == self.fmt.name:
             return self
+        axes = replace(self._asked, accumulator=None, output_format=None)
         return Arithmetic(fmt, self.summation, self._recorder, axes if fmt.bits == 8 else replace(axes, overflow="format"))
 
     @property
@@ -169,6 +170,54 @@ class Arithmetic:
         if self._flushes or self.fmt.saturating:
             return Adder(self.fmt, partial(self._silent, "add", np.add), partial(self._silent, "subtract", np.subtract))
         return plain(self.fmt)
+
+    def constant(self, value: float) -> Array:
+        """A number, rounded once to the format: shape ()."""
+        return round_array(np.array(value), self.fmt)
+
+    def scale(self, a: Array, power: Array) -> Array:
+        """a 2^power, rounded where that is subnormal or overflows; power: integers in the format."""
+        return self._step("scale", partial(_scaled, fmt=self.fmt), *_aligned(a, power))
+
+    def nearest(self, a: Array) -> Array:
+        """The nearest integers, ties to even, 0 for what is not finite: exact."""
+        finite = np.isfinite(a)
+        return np.where(finite, np.rint(np.where(finite, a, np.zeros((), a.dtype))), np.zeros((), a.dtype)).astype(a.dtype)
+
+    def stored(self, a: Array, name: str) -> Array:
+        """Numbers written to memory in another format, and read again."""
+        return self.take(self._beside(formats.find(name)).take(a))
+
+    def maximum(self, a: Array, b: Array) -> Array:
+        """The larger of each two, NaN if one is: exact."""
+        with np.errstate(all="ignore"):
+            return np.asarray(np.maximum(*_aligned(a, b)))
+
+    def minimum(self, a: Array, b: Array) -> Array:
+        """The smaller of each two, NaN if one is: exact."""
+        with np.errstate(all="ignore"):
+            return np.asarray(np.minimum(*_aligned(a, b)))
+
+    def unmasked(self, a: Array) -> Array:
+        """0 for -inf: the maximum of what is masked altogether, from which nothing need be subtracted."""
+        return np.where(a == -np.inf, np.zeros((), a.dtype), a)
+
+    def above(self, a: Array, limit: float) -> Array:
+        """Whether numbers exceed a limit."""
+        return np.asarray(a > self.constant(limit))
+
+    def choose(self, chosen: Array, a: Array, b: Array) -> Array:
+        """a where chosen, else b."""
+        return np.where(chosen, a, b)
+
+    def part(self, a: Array, start: int, stop: int) -> Array:
+        """Columns from start to stop of each row."""
+        a = a[..., start:stop]
+        return self._selected(np.array(a, order="C"), a, lambda mask: mask)
+
+    def term(self, a: Array, column: int) -> Array:
+        """One column: shape B."""
+        return np.array(a[..., column])
 
     def neg(self, a: Array) -> Array:
         """-a, exact."""
@@ -261,6 +310,10 @@ def _aligned(a: Array, b: Array) -> tuple[Array, Array]:
     if a.ndim < b.ndim:
         return a[..., None], b
     return (a, b[..., None]) if b.ndim < a.ndim else (a, b)
+
+
+def _scaled(a: Array, power: Array, fmt: Format) -> Array:
+    return round_array(np.ldexp(widen(a), np.clip(widen(power), -4000, 4000).astype(np.int64)), fmt)
 
 
 def _picked(a: Array, index: Array) -> Array:

@@ -39,6 +39,7 @@ _NOT_ZERO: Mapping[str, Callable[..., Array]] = {
     "log1p": lambda a: a != 0,
     "multiply": lambda a, b: (a != 0) & (b != 0),
     "divide": lambda a, b: (a != 0) & np.isfinite(b),
+    "scale": lambda a, power: a != 0,
     "fma": lambda a, b, c: widen(a) * widen(b) != -widen(c),
 }
 
@@ -153,8 +154,8 @@ class Recorder:
     def _origin(self, array: Array) -> _Origin:
         for owner in (array, array.base):
             reference, origin = self._origins.get(id(owner), (None, _GIVEN))
-            if reference is not None and reference() is owner:
-                return origin
+            if owner is not None and reference is not None and reference() is owner:
+                return origin if owner.size == array.size else replace(origin, broken=(), changed=None)
         return _GIVEN
 
     def _remember(self, array: Array, origin: _Origin) -> None:

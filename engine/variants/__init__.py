@@ -64,4 +64,5 @@ from engine.variants import (  # noqa: E402, F401
     softmax,
     softmax_jacobian,
     softmax_vjp,
+    streaming,
 )

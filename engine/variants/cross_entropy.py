@@ -51,3 +51,60 @@ def _loss(p: Array, y: Array, k: Arithmetic) -> Array:
     if k.is_index(y):
         return k.neg(k.log(k.at(p, y)))
     return k.neg(k.sum(k.mul(y, k.log(p))))
+
+
+@variant(
+    "cross_entropy",
+    "split",
+    formula="log S - (x_t - m); sum over y_i != 0 of y_i (log S - (x_i - m)); S = sum_j exp(x_j - m), m = max(x)",
+    source="PyTorch, JAX: the loss of log_softmax/shifted",
+    hazard="at a dominant target the sum rounds to 1 and the loss to 0",
+    stable=True,
+)
+def split(x: Array, y: Array, k: Arithmetic) -> Array:
+    """The maximum cancels before the logarithm is added."""
+    d = k.sub(x, k.max(x))
+    log = k.log(k.sum(k.exp(d)))
+    if k.is_index(y):
+        return k.sub(log, k.at(d, y))
+    return k.sum(k.mul(y, k.where_nonzero(y, k.sub(log, d))))
+
+
+@variant(
+    "cross_entropy",
+    "log_with_eps",
+    formula="-sum_i y_i log(p_i + 1e-7), p = exp(x - m) / sum(exp(x - m)), m = max(x)",
+    source="losses that add an epsilon to the probability",
+    hazard="the loss is at most 16.1, and negative where the target is certain",
+)
+def log_with_eps(x: Array, y: Array, k: Arithmetic) -> Array:
+    """-sum(y log(p + eps))."""
+    return _loss(k.add(softmax.shifted(x, k), k.constant(1e-7)), y, k)
+
+
+@variant(
+    "cross_entropy",
+    "clipped",
+    formula="-sum_i y_i log min(max(p_i, eps), 1 - eps), eps = 1e-7, p = exp(x - m) / sum(exp(x - m)), m = max(x)",
+    source="Keras, categorical_crossentropy of probabilities",
+    hazard="the loss is at most 16.118, with no gradient beyond, and at least 1e-7; in 16 bits 1 - eps is 1",
+)
+def clipped(x: Array, y: Array, k: Arithmetic) -> Array:
+    """-sum(y log(clip(p)))."""
+    eps = k.constant(1e-7)
+    p = k.minimum(k.maximum(softmax.shifted(x, k), eps), k.sub(k.constant(1.0), eps))
+    return _loss(p, y, k)
+
+
+@variant(
+    "cross_entropy",
+    "log1p_of_others",
+    formula="log1p(sum_{j != t} exp(x_j - x_t)); of a distribution as fused",
+    source="the loss as a function of the differences from the target: softplus for two classes",
+    hazard="overflows where a logit is the format's exp limit above the target's; exact to the last digits where the loss is small",
+)
+def log1p_of_others(x: Array, y: Array, k: Arithmetic) -> Array:
+    """log(1 + the others' share)."""
+    if not k.is_index(y):
+        return fused(x, y, k)
+    return k.log1p(k.sum(k.without(k.exp(k.sub(x, k.at(x, y))), y)))

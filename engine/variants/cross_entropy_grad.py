@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.arithmetic import Arithmetic
 from engine.model import Array
-from engine.variants import softmax, variant
+from engine.variants import log_softmax, softmax, variant
 from engine.variants.softmax_vjp import pull_back
 
 
@@ -33,6 +33,52 @@ def chain_rule(x: Array, y: Array, k: Arithmetic) -> Array:
 def fused(x: Array, y: Array, k: Arithmetic) -> Array:
     """p - y from the shifted p; S p - y for a distribution."""
     p = softmax.shifted(x, k)
+    if k.is_index(y):
+        return k.sub(p, k.one_hot(y, p))
+    return k.fma(k.sum(y), p, k.neg(y))
+
+
+@variant(
+    "cross_entropy_grad",
+    "others",
+    formula="p_i, at the target -sum_{j != t} p_j, p = exp(x - m) / sum(exp(x - m)), m = max(x); of a distribution as fused",
+    source="p_t - 1 without the cancellation",
+    hazard="none for finite logits but what p has",
+    stable=True,
+)
+def others(x: Array, y: Array, k: Arithmetic) -> Array:
+    """The sum of the others at the target."""
+    if not k.is_index(y):
+        return fused(x, y, k)
+    p = k.without(softmax.shifted(x, k), y)
+    return k.sub(p, k.mul(k.one_hot(y, p), k.sum(p)))
+
+
+@variant(
+    "cross_entropy_grad",
+    "in_place_16_bit",
+    formula="p rounded to bfloat16, then p_t - 1 rounded to it again; S p - y for a distribution",
+    source="linkedin/Liger-Kernel#1268: the logits' memory holds first p, then the gradient",
+    hazard="p_t is rounded before it cancels: 2^-9 absolute error at a target near certainty",
+)
+def in_place_16_bit(x: Array, y: Array, k: Arithmetic) -> Array:
+    """Read, modify, write."""
+    p = k.stored(softmax.shifted(x, k), "bfloat16")
+    if k.is_index(y):
+        return k.stored(k.sub(p, k.one_hot(y, p)), "bfloat16")
+    return k.stored(k.fma(k.sum(y), p, k.neg(y)), "bfloat16")
+
+
+@variant(
+    "cross_entropy_grad",
+    "saved_16_bit_logs",
+    formula="S exp(l'_i) - y_i, l' = log-probabilities rounded to bfloat16",
+    source="a backward pass that kept the log-probabilities of the forward one in 16 bits",
+    hazard="the absolute error 2^-9 abs(l_i) of a logarithm is a relative one of p_i",
+)
+def saved_16_bit_logs(x: Array, y: Array, k: Arithmetic) -> Array:
+    """exp of what was saved, less y."""
+    p = k.exp(k.stored(log_softmax.shifted(x, k), "bfloat16"))
     if k.is_index(y):
         return k.sub(p, k.one_hot(y, p))
     return k.fma(k.sum(y), p, k.neg(y))

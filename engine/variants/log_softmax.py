@@ -58,3 +58,28 @@ def log1p(x: Array, k: Arithmetic) -> Array:
     d = k.sub(x, k.max(x))
     rest = k.without(k.exp(d), k.argmax(x))
     return k.sub(d, k.log1p(k.sum(rest)))
+
+
+@variant(
+    "log_softmax",
+    "subtractive",
+    formula="x_i - L, L = m + log sum_j exp(x_j - m), m = max(x)",
+    source="the definition, on logsumexp/shifted",
+    hazard="L is rounded: u abs(L) is absolute error of every element, all of it where logits far from 0 cancel",
+)
+def subtractive(x: Array, k: Arithmetic) -> Array:
+    """x - logsumexp(x)."""
+    m = k.max(x)
+    return k.sub(x, k.add(m, k.log(k.sum(k.exp(k.sub(x, m))))))
+
+
+@variant(
+    "log_softmax",
+    "log_with_eps",
+    formula="log(p_i + 1e-7), p = exp(x - m) / sum(exp(x - m)), m = max(x)",
+    source="losses that add an epsilon instead of subtracting logarithms",
+    hazard="nothing is below log(1e-7) = -16.1, and what is near 1 is above 0",
+)
+def log_with_eps(x: Array, k: Arithmetic) -> Array:
+    """log(p + eps)."""
+    return k.log(k.add(softmax.shifted(x, k), k.constant(1e-7)))
