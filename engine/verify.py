@@ -196,7 +196,7 @@ def estimate(
     rows: int = problem.logits.size // n
     outputs = rows * op.width(n)
     chosen = len(_chosen_variants(op.name, variants))
-    quick = chosen * (2e-2 + 2e-6 * (problem.logits.size + outputs))
+    quick = chosen * (2e-2 + 8e-7 * (problem.logits.size + outputs))
     truth = 1.5e-5 * (problem.logits.size + outputs) * (2 if op.name == "log_softmax" else 1)
     slow = truth + (5e-5 * outputs + 2e-4 * rows) * chosen
     size = rows * max(n, op.width(n)) if "truth" not in include else 0

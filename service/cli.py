@@ -82,12 +82,14 @@ class Commands(click.Group):
         except MemoryError as error:
             detail = f"not enough memory{f': {error}' * bool(str(error))}"
             raise Failed(f"{detail}; give fewer rows, fewer --processes, or more memory (ulimit -v)") from None
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has no reader
-            raise click.exceptions.Exit(3) from None
-        except Exception:  # noqa: BLE001  the last line of defence: whatever it is, the status must be 3
-            traceback.print_exc()
-            click.echo("softgauge: an internal failure; the fault is not in what was asked", err=True)
+        except Exception as error:  # noqa: BLE001  the last line of defence: whatever it is, the status must be 3
+            if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC, errno.EFBIG):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+                if error.errno != errno.EPIPE:
+                    click.echo(f"softgauge: the answer is not complete: {error.strerror}", err=True)
+            else:
+                traceback.print_exc()
+                click.echo("softgauge: an internal failure; the fault is not in what was asked", err=True)
             raise click.exceptions.Exit(3) from None
 
 
@@ -204,7 +206,7 @@ def evaluate(
     if as_json:
         _write_json(evaluation)
     else:
-        click.echo(_report(problem, evaluation), nl=False)
+        _write(_report(problem, evaluation))
     failing = FAILING[: FAILING.index(fail_on) + 1] if fail_on else []
     if any(outcome.status in failing for outcome in evaluation.outcomes):
         raise click.exceptions.Exit(1)
@@ -248,7 +250,7 @@ def measure(
         digests = {"logits_digest": engine.digest(problem.logits), "output_digest": engine.digest(found)}
         _write_json(digests | engine.encode(measured))
     else:
-        click.echo(_report_measured(problem, found, measured), nl=False)
+        _write(_report_measured(problem, found, measured))
     if (fail_on and measured.metrics.special_mismatch) or (fail_on == "exceeded" and measured.bound.exceeded):
         raise click.exceptions.Exit(1)
 
@@ -303,7 +305,16 @@ def _count(worst: int | None, as_json: bool) -> int:
 
 
 def _write_json(answer: object) -> None:
-    click.echo(json.dumps(engine.encode(answer), allow_nan=False))
+    _write(json.dumps(engine.encode(answer), allow_nan=False) + "\n")
+
+
+def _write(text: str) -> None:
+    """All of it to standard output: where that is unbuffered it may take a part, and say so only in what it returns."""
+    sys.stdout.flush()
+    rest = memoryview(text.encode(sys.stdout.encoding or "utf-8"))
+    while rest:
+        rest = rest[sys.stdout.buffer.write(rest) or 0 :]
+    sys.stdout.buffer.flush()
 
 
 @contextmanager
@@ -480,9 +491,9 @@ def _bounded(path: Path) -> Path:
 
 def _document(path: Path) -> object:
     try:
-        return json.loads(_read(path).decode())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from None
+        return tensors.document(_read(path))
+    except tensors.Malformed as error:
+        raise ValueError(f"the file {error}") from None
 
 
 def _npy(path: Path, key: str | None, _name: str) -> tensors.Array:
@@ -501,7 +512,10 @@ def _npy(path: Path, key: str | None, _name: str) -> tensors.Array:
 
 def _npz(path: Path, key: str | None, name: str) -> tensors.Array:
     with zipfile.ZipFile(_bounded(path)) as archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist() if info.filename.endswith(".npy")}
+        tensors_in = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+        members = {info.filename.removesuffix(".npy"): info for info in tensors_in}
+        if len(members) < len(tensors_in):
+            raise ValueError("two members of the same name; save each tensor under a name of its own")
         member = members[_choose(list(members), key, name)]
         if member.file_size > LARGEST_FILE:
             raise ValueError(f"{member.filename} unpacks to {member.file_size} bytes; at most {LARGEST_FILE} are read")
@@ -847,6 +861,11 @@ def _became_infinite(problem: engine.Problem, outcomes: Sequence[engine.Outcome]
             rounded = engine.round_array(given, engine.FORMATS[name]).astype(np.float64)
             became += int((~np.isnan(given) & ~np.isfinite(rounded) & (given != rounded)).sum())
             rows += int((_special(rounded) & ~_special(given)).sum())
+        if engine.FORMATS[name].bits == 8 and outcomes[0].arithmetic.overflow == "saturate":
+            lost_masks = sum(int(np.isinf(given).sum()) for given in _blocks(problem.logits))
+            largest = engine.FORMATS[name].largest
+            yield f"{name}: {_counted(lost_masks, 'infinite logit')} became {largest:g} in magnitude, as overflow saturates"
+            continue
         whose = "its row" if became == rows == 1 else _counted(rows, "row")
         lost = f"; the truth of {whose} is {_special_truth(problem)}" if rows else " (-inf, probability 0)"
         noun, what = ("finite logit", "infinite") if engine.FORMATS[name].has_infinity else ("logit", "NaN")

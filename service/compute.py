@@ -348,7 +348,8 @@ def _announce(seconds: float, limits: Limits, requests: BinaryIO, write: Write) 
     write({"frame": "estimate", "seconds": seconds, "waits": waits})
     if waits and not ((word := _read_frame(requests)) and word[0]["go"]):
         detail = (
-            f"as many requests above light_seconds = {limits.light_seconds:g} as may be are under way (this one: {seconds:.3g} s)"
+            f"as many requests above light_seconds = {limits.light_seconds:g} as may be are under way (this one: {seconds:.3g} s); "
+            "try again, or ask for less at a time"
         )
         raise Problem("too-many-requests", detail, headers={"Retry-After": "5"})
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
@@ -113,26 +111,10 @@ def parse(model: type[Request], body: bytes, limits: Limits) -> Request:
 
 
 def _json(body: bytes) -> object:
-    """RFC 8259, but no duplicate names. Bare NaN, Infinity and 1e999 become non-finite floats, which every field refuses."""
     try:
-        return json.loads(body.decode(), object_pairs_hook=_unique)
-    except UnicodeDecodeError as error:
-        raise Problem("malformed", f"the body is not UTF-8: byte {error.start} does not fit") from None
-    except RecursionError:
-        raise Problem("malformed", "the body is nested too deeply: tensors have at most 4 levels") from None
-    except json.JSONDecodeError as error:
-        raise Problem("malformed", f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
-    except ValueError:
-        longest = sys.get_int_max_str_digits()
-        raise Problem("malformed", f"the body has an integer of more than {longest} digits, which no field takes") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise Problem("malformed", f"an object has two members of the same name, {shown(twice)}; leave one out")
-    return found
+        return tensors.document(body)
+    except tensors.Malformed as error:
+        raise Problem("malformed", f"the body {error}") from None
 
 
 def _findings(error: ValidationError) -> Iterator[Finding]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -54,6 +56,32 @@ class BadTensor(Exception):
         super().__init__("; ".join(detail for _, detail in findings))
         self.findings = findings
         self.oversize = oversize
+
+
+class Malformed(Exception):
+    """What is wrong with a JSON text, as the predicate of a sentence."""
+
+
+def document(text: bytes) -> object:
+    """RFC 8259, but no duplicate names. Bare NaN, Infinity and 1e999 become non-finite floats. Raises Malformed."""
+    try:
+        return json.loads(text.decode(), object_pairs_hook=_unique)
+    except UnicodeDecodeError as error:
+        raise Malformed(f"is not UTF-8: byte {error.start} does not fit") from None
+    except RecursionError:
+        raise Malformed("is nested too deeply: tensors have at most 4 levels") from None
+    except json.JSONDecodeError as error:
+        raise Malformed(f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except ValueError:
+        raise Malformed(f"has an integer of more than {sys.get_int_max_str_digits()} digits, which no field takes") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise Malformed(f"has an object with two members of the same name, {shown(twice)}; leave one out")
+    return found
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,13 @@ import io
 import json
 import mmap
 import os
+import signal
 import socket
 import struct
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -251,6 +253,45 @@ def test_a_reader_that_leaves_is_no_finding():
     process.stdout.close()
     _, complaint = process.communicate(timeout=60)
     assert (process.returncode, complaint) == (3, b"")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(("limit", "complaint"), [("ulimit -f 400; trap '' XFSZ; ", "File too large"), ("", "")])
+def test_an_answer_is_written_whole_or_is_no_success(tmp_path, unbuffered, limit, complaint):
+    """A megabyte and a half; unbuffered, a write takes what there is room for."""
+    asked = "evaluate --op softmax --family gaussian --rows 100 --n 100 --include values --json"
+    script = f"{limit}{sys.executable} -m service.cli {asked} > {tmp_path / 'answer'}"
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+    written = (tmp_path / "answer").read_text()
+    if complaint:
+        assert (done.returncode, done.stderr) == (3, f"softgauge: the answer is not complete: {complaint}\n")
+        assert len(written) <= 400 * 1024
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(written) > 400 * 1024
+        assert json.loads(written)["rows"] == 100
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_answer_that_waits_for_its_reader_is_whole(unbuffered):
+    """Stopped and continued while the pipe is full, as by Ctrl-Z and fg."""
+    asked = ["evaluate", "--op", "softmax", "--family", "gaussian", "--rows", "100", "--n", "100", "--include", "values", "--json"]
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    process = subprocess.Popen([sys.executable, "-m", "service.cli", *asked], 0, cwd=ROOT, env=env, stdout=subprocess.PIPE)
+    first = process.stdout.read(1)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGCONT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert json.loads(first + rest)["rows"] == 100
+
+
+def test_infinite_logits_saturate_with_the_rest_and_the_table_says_so():
+    text = evaluate("--logits", "0,-inf", "--format", "float8_e5m2", "--overflow", "saturate").stdout
+    assert "float8_e5m2: 1 infinite logit became 57344 in magnitude, as overflow saturates\n" in text
 
 
 def test_the_version_is_the_engines():
@@ -793,7 +834,20 @@ def _safetensors(header, body=b""):
     return struct.pack("<Q", len(text)) + text + body
 
 
+def _twice(content):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("logits.npy", content)
+        with warnings.catch_warnings(action="ignore"):
+            archive.writestr("logits.npy", content)
+    return stream.getvalue()
+
+
 BROKEN = {
+    "twice.npz": (_twice(_npy()), "two members of the same name"),
+    "twice.json": (b'{"dtype": "float32", "dtype": "float64", "shape": [1], "data": [1]}', 'two members of the same name, "dtype"'),
+    "deep.json": (b"[" * 100_000, "nested too deeply: tensors have at most 4 levels"),
+    "digits.json": (b"[" + b"1" * 5000 + b"]", "an integer of more than 4300 digits"),
     "empty.npy": (b"", "does not begin as an .npy file does"),
     "noise.npy": (b"\xff" * 64, "does not begin as an .npy file does"),
     "version.npy": (_npy(version=(3, 0)), "version 3.0"),
@@ -821,12 +875,10 @@ BROKEN = {
     "vast.safetensors": (_safetensors({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 8]}}, b"\0" * 8), ""),
     "fp8.safetensors": (_safetensors({"x": {"dtype": "F8_E8M0", "shape": [1], "data_offsets": [0, 1]}}, b"\0"), "x is F8_E8M0"),
     "empty.json": (b"", "not JSON"),
-    "binary.json": (b"\xff\xfe", "utf-8"),
+    "binary.json": (b"\xff\xfe", "not UTF-8: byte 0 does not fit"),
     "nan.json": (b"[NaN]", "not a finite number"),
     "vast.json": (b"[1e999]", "not a finite number"),
     "boolean.json": (b"[true]", "true is not a number"),
-    "deep.json": (b"[" * 100_000, ""),
-    "digits.json": (b"[" + b"9" * 5000 + b"]", ""),
     "object.json": (b'{"logits": [1]}', "is no field of this tensor"),
     "number.json": (b"1", "expected a list of numbers"),
     "ragged.json": (b"[[1], [1, 2]]", "ragged"),
