@@ -9,6 +9,7 @@ from engine.formats import find as find_format
 from engine.inputs import generate
 from engine.model import Axes, Evaluation, Measured, Outcome, Problem, TruthAnswer
 from engine.ops import output_shape
+from engine.variants import name_of as variant_name
 from engine.verify import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint, measure
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "output_shape",
     "round_array",
     "tensor",
+    "variant_name",
 ]

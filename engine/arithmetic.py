@@ -13,7 +13,7 @@ exponentials are misrounded; exp and exp2 of engine.elementary are correctly rou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -47,7 +47,6 @@ _WIDE: Mapping[str, Callable[..., Array]] = {
     "log": np.log,
     "log1p": np.log1p,
     "fma": lambda a, b, c: a * b + c,
-    "scale": lambda a, power: np.ldexp(a, power.astype(np.int64)),
     "round": lambda a: a,
     "sum": partial(np.add.reduce, axis=-1),
 }
@@ -175,14 +174,9 @@ class Arithmetic:
         """A number, rounded once to the format: shape ()."""
         return round_array(np.array(value), self.fmt)
 
-    def scale(self, a: Array, power: Array) -> Array:
-        """a 2^power, rounded where that is subnormal or overflows; power: integers in the format."""
-        return self._step("scale", partial(_scaled, fmt=self.fmt), *_aligned(a, power))
-
     def nearest(self, a: Array) -> Array:
-        """The nearest integers, ties to even, 0 for what is not finite: exact."""
-        finite = np.isfinite(a)
-        return np.where(finite, np.rint(np.where(finite, a, np.zeros((), a.dtype))), np.zeros((), a.dtype)).astype(a.dtype)
+        """The nearest integers, ties to even: exact."""
+        return np.rint(a)
 
     def stored(self, a: Array, name: str) -> Array:
         """Numbers written to memory in another format, and read again."""
@@ -202,22 +196,82 @@ class Arithmetic:
         """0 for -inf: the maximum of what is masked altogether, from which nothing need be subtracted."""
         return np.where(a == -np.inf, np.zeros((), a.dtype), a)
 
-    def above(self, a: Array, limit: float) -> Array:
-        """Whether numbers exceed a limit."""
-        return np.asarray(a > self.constant(limit))
+    def where_finite(self, a: Array) -> Array:
+        """a where it is finite, else 0."""
+        return np.where(np.isfinite(a), a, np.zeros((), a.dtype))
+
+    def equals(self, a: Array, value: float) -> Array:
+        """Whether elements are a value."""
+        return np.asarray(widen(a) == value)
+
+    def exceeds(self, a: Array, b: Array) -> Array:
+        """Whether a > b, no if one is NaN."""
+        with np.errstate(all="ignore"):
+            return np.asarray(np.greater(*_aligned(a, b)))
+
+    def isnan(self, a: Array) -> Array:
+        """Whether elements are NaN."""
+        return np.isnan(a)
 
     def choose(self, chosen: Array, a: Array, b: Array) -> Array:
         """a where chosen, else b."""
         return np.where(chosen, a, b)
 
-    def part(self, a: Array, start: int, stop: int) -> Array:
-        """Columns from start to stop of each row."""
-        a = a[..., start:stop]
-        return self._selected(np.array(a, order="C"), a, lambda mask: mask)
+    def running_max(self, a: Array) -> Array:
+        """The largest element of each row up to each place, NaN from the first one on: exact."""
+        with np.errstate(all="ignore"):
+            return np.asarray(np.maximum.accumulate(a, axis=-1))
+
+    def before(self, a: Array) -> Array:
+        """The element before each of a row; before the first stands the first itself."""
+        return np.concatenate((a[..., :1], a[..., :-1]), axis=-1)
 
     def term(self, a: Array, column: int) -> Array:
         """One column: shape B."""
         return np.array(a[..., column])
+
+    def tiles(self, a: Array, size: int) -> list[Array]:
+        """Each row in tiles of so many columns, the last maybe smaller."""
+        spans = [slice(start, start + size) for start in range(0, a.shape[-1], size)]
+        return [self._selected(np.array(a[..., span], order="C"), a, partial(_columns, span=span)) for span in spans]
+
+    def stack(self, columns: Sequence[Array]) -> Array:
+        """Rows of what has shape B."""
+        return np.stack(columns, axis=-1)
+
+    def spread(self, a: Array, size: int, like: Array) -> Array:
+        """What is said of each tile, for each element of it: the shape of `like`."""
+        return np.repeat(a, size, axis=-1)[..., : like.shape[-1]]
+
+    def recurrence(self, factors: Array, terms: Array) -> Array:
+        """s of each row after s = t_0 and s = s f_j + t_j for j = 1, 2, ...: a sum that is rescaled as it grows, shape B.
+
+        In the accumulator, like a sum, but always in this order. A factor that is 1 in every row is left out: it changes nothing.
+        """
+        k = self.accumulator
+        if k is not self:
+            return self.take(k.recurrence(k.take(factors), k.take(terms)))
+        wide = partial(_in_turn, widen(factors), grow=lambda s, f, t: s * f + t, add=np.add)
+        return self._step("sum", partial(_in_turn, factors, grow=self._grown, add=self._adder.add), terms, wide=wide)
+
+    def _grown(self, s: Array, f: Array, t: Array) -> Array:
+        if self._asked.fma:
+            return self._silent("fma", partial(elementary.fma, fmt=self.fmt), s, f, t)
+        return self._adder.add(self._silent("multiply", np.multiply, s, f), t)
+
+    def rescaled(self, a: Array, factors: Array, size: int) -> Array:
+        """Tiles of a size, each times the factors (shape B + (tiles,)) of all later tiles, one after the other: the shape of a.
+
+        A factor that is 1 in every row is left out: it changes nothing.
+        """
+        for tile in range(1, factors.shape[-1]):
+            factor, done = self.term(factors, tile), tile * size
+            if np.any(factor != 1):
+                grown = self.mul(a[..., :done], factor)
+                rest = a[..., done:]
+                a = np.concatenate((grown, rest), axis=-1)
+                self._selected(a, grown, partial(_before, np.zeros(rest.shape, bool)))
+        return a
 
     def neg(self, a: Array) -> Array:
         """-a, exact."""
@@ -271,13 +325,13 @@ class Arithmetic:
             self._recorder.follow(result, source, select)
         return result
 
-    def _step(self, name: str, function: Callable[..., Array], *operands: Array) -> Array:
+    def _step(self, name: str, function: Callable[..., Array], *operands: Array, wide: Callable[..., Array] | None = None) -> Array:
         # Contiguous operands: NumPy takes other, differently rounded loops of exp and log for some strides.
         given, operands = operands, tuple(np.asarray(operand, order="C") for operand in operands)
         with np.errstate(all="ignore"):
             if self._flushes and name != "round":
                 operands = tuple(self._flushed(operand) for operand in operands)
-            result, told = self._result(name, function, *operands)
+            result, told = self._result(name, function, *operands, wide=wide)
             if self._recorder is not None:
                 self._recorder.watch(name, operands, result, self.fmt, told, given)
         return result
@@ -286,17 +340,22 @@ class Arithmetic:
         """A step that nobody watches."""
         return self._result(name, function, *map(self._flushed, operands) if self._flushes else operands)[0]
 
-    def _result(self, name: str, function: Callable[..., Array], *operands: Array) -> tuple[Array, Array]:
-        """The result, and what it was before the rules: infinite where it overflowed, and not flushed."""
+    def _result(
+        self, name: str, function: Callable[..., Array], *operands: Array, wide: Callable[..., Array] | None = None
+    ) -> tuple[Array, Array]:
+        """The result, and what it was before the rules: infinite where it overflowed, and not flushed.
+
+        wide: the step in binary64, if it is not the one of that name.
+        """
         result = told = np.asarray(function(*operands))
         if self._flushes and name == "sum":  # its single additions flushed already
             told = np.where(result == 0, SUMMATIONS["exact"].add(operands[0], plain(self.fmt)), result)
         if self.fmt.overflow != "infinity":
-            wide = np.asarray(_WIDE[name](*map(widen, operands)))
-            lost = ~np.isnan(wide) & ~(np.isfinite(result) & np.isfinite(round_array(wide, self._given)))
-            told = np.where(lost, np.copysign(np.inf, wide), widen(told))
+            exact = np.asarray((wide or _WIDE[name])(*map(widen, operands)))
+            lost = ~np.isnan(exact) & ~(np.isfinite(result) & np.isfinite(round_array(exact, self._given)))
+            told = np.where(lost, np.copysign(np.inf, exact), widen(told))
             if self.fmt.saturating:
-                most = np.copysign(self.fmt.largest, wide).astype(self.fmt.dtype)
+                most = np.copysign(self.fmt.largest, exact).astype(self.fmt.dtype)
                 result = np.where(lost & ~np.isfinite(result), most, result)
         return (self._flushed(result) if self._flushes else result), told
 
@@ -312,8 +371,21 @@ def _aligned(a: Array, b: Array) -> tuple[Array, Array]:
     return (a, b[..., None]) if b.ndim < a.ndim else (a, b)
 
 
-def _scaled(a: Array, power: Array, fmt: Format) -> Array:
-    return round_array(np.ldexp(widen(a), np.clip(widen(power), -4000, 4000).astype(np.int64)), fmt)
+def _in_turn(factors: Array, terms: Array, grow: Callable[..., Array], add: Callable[..., Array]) -> Array:
+    """The recurrence of `Arithmetic.recurrence`, with its steps given: terms of shape B + (n,) to shape B."""
+    f, t = (np.array(each.reshape(-1, each.shape[-1]).T, order="C") for each in (factors, terms))
+    total = t[0]
+    for j, moves in enumerate(np.any(f != 1, axis=1).tolist()[1:], 1):
+        total = grow(total, f[j], t[j]) if moves else add(total, t[j])
+    return np.array(total).reshape(terms.shape[:-1])
+
+
+def _columns(a: Array, span: slice) -> Array:
+    return a[..., span]
+
+
+def _before(rest: Array, a: Array) -> Array:
+    return np.concatenate((a, rest), axis=-1)
 
 
 def _picked(a: Array, index: Array) -> Array:

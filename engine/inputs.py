@@ -13,61 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine import formats
-from engine.errors import InvalidProblem, UnknownName, quoted
+from engine.errors import InvalidProblem, quoted
 from engine.model import Array
+from engine.parameters import FormatName, Number, Parameter, Value
 from engine.registry import Registry
 
 LARGEST_SEED = 2**63 - 1
-LARGEST_PARAMETER = 1e300  # far enough below the largest float64 that no family overflows
 
-Value = float | str
 Make = Callable[..., Array]
-
-
-@dataclass(frozen=True)
-class Number:
-    """A parameter that is a number from low to high, both included."""
-
-    default: float
-    low: float = -LARGEST_PARAMETER
-    high: float = LARGEST_PARAMETER
-    type: str = "number"
-
-    @property
-    def range(self) -> str:
-        """What is allowed, in words."""
-        return f"from {self.low:g} to {self.high:g}"
-
-    def check(self, name: str, value: object) -> float:
-        """The value as a float, or InvalidProblem."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
-            raise InvalidProblem(f"{name} is {quoted(value)}; it is a number {self.range}")
-        return float(value)
-
-
-@dataclass(frozen=True)
-class FormatName:
-    """A parameter that names a format."""
-
-    default: str
-    type: str = "format"
-
-    @property
-    def range(self) -> str:
-        """What is allowed, in words."""
-        return f"one of {', '.join(formats.FORMATS)}"
-
-    def check(self, name: str, value: object) -> str:
-        """The canonical name of the format, or InvalidProblem."""
-        if not isinstance(value, str):
-            raise InvalidProblem(f"{name} is {quoted(value)}; it is {self.range}")
-        try:
-            return formats.find(value).name
-        except UnknownName as miss:
-            raise InvalidProblem(f"{name}: {miss}") from None
-
-
-Parameter = Number | FormatName
 
 
 @dataclass(frozen=True)

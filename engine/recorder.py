@@ -39,7 +39,6 @@ _NOT_ZERO: Mapping[str, Callable[..., Array]] = {
     "log1p": lambda a: a != 0,
     "multiply": lambda a, b: (a != 0) & (b != 0),
     "divide": lambda a, b: (a != 0) & np.isfinite(b),
-    "scale": lambda a, power: a != 0,
     "fma": lambda a, b, c: widen(a) * widen(b) != -widen(c),
 }
 

@@ -41,7 +41,7 @@ from engine.recorder import Recorder
 from engine.summation import SUMMATIONS
 from engine.survey import Map, Survey
 from engine.truth import SERVED_BITS, Truth, decimal, hexadecimal
-from engine.variants import Variant, of_op
+from engine.variants import Variant, find, of_op
 
 VERSION = "0.1.0"
 SCHEMA = 1
@@ -71,7 +71,7 @@ def evaluate(
     """Run variants of an op on its logits rounded to each format, and measure every outcome against the certified truth.
 
     problem: tensors of any format; logits, distributions and grad_output are rounded to each format first, once.
-    formats: names or aliases. variants: names such as "naive" or "softmax/naive", all of the op if None.
+    formats: names or aliases. variants: names such as "naive", "softmax/naive" or "tiled(tile=64)", all of the op if None.
     summation: a name in SUMMATIONS. include: any of "values", "truth" (arrays in the outcomes) and "ranks" (the
     rank_inversions figure). worst: how many of the worst elements to name, 0 to 32. progress: called with (done, total)
     outcomes. map: how parts of the measuring (by rows) are run, a callable like the builtin; the answer does not depend on
@@ -195,7 +195,8 @@ def estimate(
     n: int = problem.logits.shape[-1]
     rows: int = problem.logits.size // n
     outputs = rows * op.width(n)
-    chosen = len(_chosen_variants(op.name, variants))
+    named = _chosen_variants(op.name, variants)
+    chosen, steps = len(named), sum(row.steps for row in named)
     quick = chosen * (2e-2 + 8e-7 * (problem.logits.size + outputs))
     truth = 1.5e-5 * (problem.logits.size + outputs) * (2 if op.name == "log_softmax" else 1)
     slow = truth + (5e-5 * outputs + 2e-4 * rows) * chosen
@@ -205,6 +206,7 @@ def estimate(
         k = Arithmetic(fmt, summation, axes=axes)
         fast = k.fmt.precision >= k.output_format.precision and _is_fast(op.name, k.output_format, size)
         total += (quick if fast else slow) + chosen * _extra(k, problem.logits.size, outputs, rows)
+        total += steps * n * (2e-5 + 2e-8 * rows)
     return total
 
 
@@ -235,18 +237,15 @@ def _chosen_formats(names: Sequence[str]) -> list[Format]:
 
 
 def _chosen_variants(op: str, names: Sequence[str] | None) -> list[Variant]:
-    known = {variant.name: variant for variant in of_op(op)}
+    known = of_op(op)
     if names is None:
-        return list(known.values())
+        return known
     if not names:
-        raise InvalidProblem(f"variants is empty; name at least one of {', '.join(known)}, or leave it out for all")
-    chosen = {}
-    for name in names:
-        short = name.removeprefix(f"{op}/")
-        if short not in known:
-            raise UnknownName(f"unknown variant {quoted(name)} of {op}; known: {', '.join(known)}")
-        chosen[short] = known[short]
-    return list(chosen.values())
+        raise InvalidProblem(
+            f"variants is empty; name at least one of {', '.join(row.name for row in known)}, or leave it out for all"
+        )
+    chosen = [find(op, name) for name in names]
+    return list({row.name: row for row in chosen}.values())
 
 
 def _check_options(summation: str, include: Collection[str], count: int) -> None:

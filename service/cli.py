@@ -1,4 +1,4 @@
-"""The command line: `softgauge serve`, and `softgauge evaluate` and `softgauge measure`, which need no server.
+"""The command line: `softgauge serve`, and `softgauge evaluate`, `measure` and `variants`, which need no server.
 
 Exit status: 0 done; 1 what --fail-on names; 2 what was asked cannot be done as written; 3 it could not be finished (a failure
 of ours, too little memory); 130 interrupted.
@@ -125,6 +125,36 @@ def _check_address(host: str, port: int) -> None:
     except OSError as error:
         detail = f"cannot listen on {host}, port {port}: {error.strerror or error}"
         raise Refused(f"{detail}; choose another with --port or --host") from None
+
+
+# ---- softgauge variants ----------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--op", help="Only those of this op.")
+@click.option("--json", "as_json", is_flag=True, help="Write the answer of GET /v1/variants instead of text.")
+def variants(op: str | None, as_json: bool) -> None:
+    """What the built-in variants compute, where each is from and what goes wrong in it."""
+    known = [row["name"] for row in engine.catalogue("ops")]
+    if op not in (None, *known):
+        raise Refused(f"unknown op {quoted(str(op))}; known: {', '.join(known)}")
+    rows = [row for row in engine.catalogue("variants") if op in (None, row["op"])]
+    if as_json:
+        _write_json({"variants": rows})
+    else:
+        _write("\n\n".join("\n".join(_described(row)) for row in rows) + "\n")
+
+
+def _described(row: dict[str, Any]) -> Iterator[str]:
+    """A variant as lines: its name, and all that is known of it."""
+    yield f"{row['op']}/{row['name']}" + (", stable" if row["stable"] else "")
+    for name, value in row.items():
+        if name == "parameters":
+            shown = ", ".join(f"{key} ({p['type']}, {p['default']} if left out)" for key, p in value.items())
+        else:
+            shown = value if isinstance(value, str) else ", ".join(value) if isinstance(value, list | tuple) else ""
+        if shown and name not in ("op", "name"):
+            yield f"    {name}: {shown}"
 
 
 # ---- softgauge evaluate ----------------------------------------------------------------------------------------------

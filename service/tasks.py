@@ -35,14 +35,14 @@ def evaluate(body: bytes, limits: Limits, announce: Announce) -> bytes:
     request = parse(schemas.EvaluateRequest, body, limits)
     problem, size = _problem(request, limits)
     formats = _formats(request.formats or schemas.DEFAULT_FORMATS)
-    variants, unknown = _variants(request)
+    variants = _variants(request)
     outcomes = len(formats) * len(variants)
     _at_most(outcomes, limits.max_outcomes, "max_outcomes", "formats times variants", "/variants")
     _at_most(request.worst, limits.max_worst, "max_worst", "worst", "/worst", kind="invalid")
     shown_elements = len({"values", "truth"} & set(request.include)) * outcomes * size
     _at_most(shown_elements, limits.max_response_elements, "max_response_elements", "elements in the answer", "/include")
     options: dict[str, Any] = {"formats": formats, "variants": variants, "include": tuple(request.include)}
-    with engine_errors(unknown):
+    with engine_errors(""):
         engine.estimate(problem, **options)
     options |= {"summation": request.summation, "axes": _axes(request)}
     with engine_errors("/summation", invalid="/overflow"):
@@ -207,12 +207,13 @@ def _axes(request: schemas.EvaluateRequest) -> engine.Axes:
     return engine.Axes(**named, exp=request.exp, subnormals=request.subnormals, fma=request.fma, overflow=request.overflow)
 
 
-def _variants(request: schemas.EvaluateRequest) -> tuple[tuple[str, ...], str]:
-    """Names without their op, each once, all of the op if none are given; and the place of the first that the engine refuses."""
-    known = _variants_of(request.op)
-    names = [name.removeprefix(f"{request.op}/") for name in request.variants or known]
-    unknown = next((index for index, name in enumerate(names) if name not in known), 0)
-    return tuple(dict.fromkeys(names)), f"/variants/{unknown}"
+def _variants(request: schemas.EvaluateRequest) -> tuple[str, ...]:
+    """Names without their op, each once, all of the op if none are given."""
+    found = []
+    for index, name in enumerate(request.variants or _variants_of(request.op)):
+        with engine_errors(f"/variants/{index}", f"/variants/{index}"):
+            found.append(engine.variant_name(request.op, name))
+    return tuple(dict.fromkeys(found))
 
 
 @cache

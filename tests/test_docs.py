@@ -296,7 +296,7 @@ def test_verbs() -> None:
 
 
 def test_options_named_exist() -> None:
-    commands = ([], ["evaluate"], ["measure"], ["serve"])
+    commands = ([], ["evaluate"], ["measure"], ["serve"], ["variants"])
     helps = "".join(CliRunner().invoke(cli.main, [*command, "--help"]).stdout for command in commands)
     said = text().split("## The command line")[1].split("\n## ")[0]
     for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", said):

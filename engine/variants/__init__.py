@@ -1,25 +1,47 @@
-"""The built-in implementations: one file an op, one decorated function a variant, using only the Arithmetic k it is given.
+"""The built-in implementations: one decorated function a variant, using only the Arithmetic k it is given.
 
 A variant is f(x, k); cross_entropy and cross_entropy_grad take targets, f(x, y, k), and softmax_vjp the incoming
 gradient, f(x, g, k). x has shape B + (n,), y and g are as ops.py says, everything but class indices in the format of k;
-the result has the op's output shape and the format of k. The inputs are never changed.
+the result has the op's output shape and the format of k. The inputs are never changed. What a variant can be told beside its
+tensors (the width of a tile, a constant) are its parameters, keywords of f, and stand in its name: tiled(tile=64).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 
+from engine.errors import InvalidProblem, UnknownName, quoted
 from engine.model import Array
 from engine.ops import OPS
+from engine.parameters import Parameter, Value
 from engine.registry import Registry
 
 Run = Callable[..., Array]
 
+SUMS = ("accumulator", "exp", "subnormals", "output_format", "overflow", "summation")
+"""The axes that change a variant which adds by Arithmetic.sum, and with it most."""
+FUSED = (*SUMS, "fma")
+IN_ORDER = ("accumulator", "exp", "subnormals", "output_format", "overflow", "fma")
+"""Those of a variant that adds one term after the other, whatever the summation."""
+
+CLAIMS: Mapping[str, str] = {
+    "finite": "no NaN for finite logits, as long as no sum of n ones and no difference of two logits overflows the format",
+    "permutation": "logits in another order give the same results in that order, where the summation is exact",
+    "shift": "the same constant added to every logit changes nothing, where that addition is exact",
+}
+"""What a variant may claim, and the tests then hold it to, in every format."""
+
 
 @dataclass(frozen=True)
 class Variant:
-    """One implementation of an op. hazard: what goes wrong and where; stable: whether it is one to be recommended."""
+    """One implementation of an op.
+
+    hazard: what goes wrong and where; issues: reports of software that shipped it with that hazard, as owner/repository#number.
+    stable: whether it is one to be recommended. axes: what of the arithmetic changes its result. claims: names in CLAIMS.
+    parameters: by name, with type, default and range; run has their values bound. steps: passes of Python for each logit of a row.
+    """
 
     op: str
     name: str
@@ -28,21 +50,57 @@ class Variant:
     hazard: str
     stable: bool
     run: Run
+    issues: tuple[str, ...] = ()
+    axes: tuple[str, ...] = SUMS
+    claims: tuple[str, ...] = ()
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    steps: int = 0
 
     @property
     def key(self) -> str:
-        """The name in VARIANTS, such as softmax/naive."""
+        """The name with that of the op, such as softmax/naive."""
         return f"{self.op}/{self.name}"
 
 
 VARIANTS: Registry[Variant] = Registry("variant")
 
 
-def variant(op: str, name: str, *, formula: str, source: str, hazard: str, stable: bool = False) -> Callable[[Run], Run]:
-    """Register the decorated function as a variant of an op (UnknownName if there is no such op)."""
+def variant(
+    op: str,
+    name: str,
+    *,
+    formula: str,
+    source: str,
+    hazard: str,
+    stable: bool = False,
+    issues: Iterable[str] = (),
+    axes: tuple[str, ...] = SUMS,
+    claims: str = "",
+    steps: int = 0,
+    **parameters: Parameter,
+) -> Callable[[Run], Run]:
+    """Register the decorated function as a variant of an op (UnknownName if there is no such op).
+
+    claims: names in CLAIMS between spaces. parameters: keywords of the function.
+    """
 
     def register(run: Run) -> Run:
-        row = Variant(OPS[op].name, name, formula, source, hazard, stable, run)
+        defaults = {key: row.default for key, row in parameters.items()}
+        bound = partial(run, **defaults) if defaults else run
+        row = Variant(
+            OPS[op].name,
+            name,
+            formula,
+            source,
+            hazard,
+            stable,
+            bound,
+            tuple(issues),
+            axes,
+            tuple(claims.split()),
+            parameters,
+            steps,
+        )
         VARIANTS.add(row.key, row)
         return run
 
@@ -55,12 +113,76 @@ def of_op(op: str) -> list[Variant]:
     return [row for row in VARIANTS.values() if row.op == name]
 
 
+def find(op: str, name: str) -> Variant:
+    """The variant of an op by its name, with or without that of the op, and with parameters: "softmax/tiled(tile=64)".
+
+    The name of the row found is the shortest that says the same. Raises UnknownName, and InvalidProblem for parameters that do
+    not fit.
+    """
+    plain, bracket, rest = name.removeprefix(f"{op}/").partition("(")
+    known = {row.name: row for row in of_op(op)}
+    if plain not in known:
+        raise UnknownName(f"unknown variant {quoted(name)} of {op}; known: {', '.join(known)}")
+    row = known[plain]
+    if not bracket:
+        return row
+    given = {key: row.parameters[key].check(key, value) for key, value in _assignments(row, name, rest)}
+    told = ", ".join(f"{key}={_written(value)}" for key, value in given.items() if value != row.parameters[key].default)
+    return replace(row, name=f"{plain}({told})" if told else plain, run=partial(row.run, **given))
+
+
+def name_of(op: str, name: str) -> str:
+    """The name that an outcome of a variant has: without the op, and of its parameters those that differ from their defaults."""
+    return find(op, name).name
+
+
+def _assignments(row: Variant, name: str, rest: str) -> list[tuple[str, Value]]:
+    """What stands between the brackets, in the order of the parameters."""
+    if not row.parameters:
+        raise InvalidProblem(f"variant {row.name} of {row.op} has no parameters, so its name ends before the bracket")
+    found: dict[str, Value] = {}
+    for part in rest.removesuffix(")").split(","):
+        key, sign, text = (piece.strip() for piece in part.partition("="))
+        if not sign or not rest.endswith(")"):
+            example = ", ".join(f"{key}={_written(known.default)}" for key, known in row.parameters.items())
+            raise InvalidProblem(f"variant {quoted(name)} is not written as {row.name}({example})")
+        if key not in row.parameters:
+            raise InvalidProblem(f"variant {row.name} has no parameter {quoted(key)}; it has {', '.join(row.parameters)}")
+        found[key] = _value(text)
+    return [(key, found[key]) for key in row.parameters if key in found]
+
+
+def _value(text: str) -> Value:
+    try:
+        return float.fromhex(text) if "0x" in text.lower() else float(text)
+    except (ValueError, OverflowError):
+        return text
+
+
+def _written(value: Value) -> str:
+    return value if isinstance(value, str) else repr(float(value)).removesuffix(".0")
+
+
+LEFT_OUT: Mapping[str, str] = {
+    "accumulators of another format": "the axis accumulator, of every variant",
+    "orders of summation": "the summation, of every variant; double-double is none: neumaier and exact stand on either side of it",
+    "masks by -inf or by selection": "softmax/shifted, where exp(-inf) is 0",
+    "approximate exponentials of hardware": "the axis exp has none: their bits are those of the device; measure takes its output",
+    "top-k and top-p": "the softmax of fewer logits: give those logits, the others as -inf",
+    "sparsemax and entmax": "other functions than softmax, with another truth",
+    "Gumbel-softmax": "the softmax of logits that were changed at random before: give those logits",
+    "log-sum-exp with weights or signs": "no op takes them: the logarithms of positive weights can be added to the logits",
+}
+"""What kernels do that is no variant here, and why."""
+
+
 # Below the decorator because each of these files uses it when it is imported.
 from engine.variants import (  # noqa: E402, F401
     cross_entropy,
     cross_entropy_grad,
     log_softmax,
     logsumexp,
+    masked,
     softmax,
     softmax_jacobian,
     softmax_vjp,

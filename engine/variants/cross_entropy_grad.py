@@ -44,7 +44,6 @@ def fused(x: Array, y: Array, k: Arithmetic) -> Array:
     formula="p_i, at the target -sum_{j != t} p_j, p = exp(x - m) / sum(exp(x - m)), m = max(x); of a distribution as fused",
     source="p_t - 1 without the cancellation",
     hazard="none for finite logits but what p has",
-    stable=True,
 )
 def others(x: Array, y: Array, k: Arithmetic) -> Array:
     """The sum of the others at the target."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from engine.arithmetic import Arithmetic
 from engine.model import Array
-from engine.variants import softmax, variant
+from engine.parameters import Number
+from engine.variants import logsumexp, softmax, variant
 
 
 @variant(
@@ -13,6 +14,7 @@ from engine.variants import softmax, variant
     formula="x_i - log sum_j exp(x_j)",
     source="the definition",
     hazard="-inf once a logit passes the format's exp limit, +inf once every exponential is 0",
+    claims="permutation",
 )
 def naive(x: Array, k: Arithmetic) -> Array:
     """x - log(sum(exp(x)))."""
@@ -25,6 +27,8 @@ def naive(x: Array, k: Arithmetic) -> Array:
     formula="log p_i, p = exp(x - m) / sum(exp(x - m)), m = max(x)",
     source="the ONNX reference until onnx/onnx#8423",
     hazard="-inf where p underflows to 0, few digits where p is subnormal or near 1",
+    issues=("onnx/onnx#8423", "onnx/onnx-mlir#338"),
+    claims="permutation shift",
 )
 def log_of_softmax(x: Array, k: Arithmetic) -> Array:
     """log(p) from the shifted p."""
@@ -38,6 +42,8 @@ def log_of_softmax(x: Array, k: Arithmetic) -> Array:
     source="PyTorch, JAX, SciPy",
     hazard="at a dominant maximum the sum rounds to 1 and the small result to 0",
     stable=True,
+    issues=("pytorch/pytorch#113708",),
+    claims="finite permutation shift",
 )
 def shifted(x: Array, k: Arithmetic) -> Array:
     """(x - m) - log(sum(exp(x - m)))."""
@@ -52,6 +58,7 @@ def shifted(x: Array, k: Arithmetic) -> Array:
     source="asked for in pytorch/pytorch#113708",
     hazard="none for finite logits but lost digits in the rounded difference x - m",
     stable=True,
+    claims="finite permutation shift",
 )
 def log1p(x: Array, k: Arithmetic) -> Array:
     """(x - m) - log1p(sum of exp(x - m) without the maximum's term)."""
@@ -65,21 +72,24 @@ def log1p(x: Array, k: Arithmetic) -> Array:
     "subtractive",
     formula="x_i - L, L = m + log sum_j exp(x_j - m), m = max(x)",
     source="the definition, on logsumexp/shifted",
-    hazard="L is rounded: u abs(L) is absolute error of every element, all of it where logits far from 0 cancel",
+    hazard="L is rounded: u abs(L) is an absolute error of every element, and the same row, shifted, gives another result",
+    issues=("pytorch/pytorch#38839", "ml-explore/mlx#4169"),
+    claims="finite permutation",
 )
 def subtractive(x: Array, k: Arithmetic) -> Array:
     """x - logsumexp(x)."""
-    m = k.max(x)
-    return k.sub(x, k.add(m, k.log(k.sum(k.exp(k.sub(x, m))))))
+    return k.sub(x, logsumexp.shifted(x, k))
 
 
 @variant(
     "log_softmax",
     "log_with_eps",
-    formula="log(p_i + 1e-7), p = exp(x - m) / sum(exp(x - m)), m = max(x)",
-    source="losses that add an epsilon instead of subtracting logarithms",
-    hazard="nothing is below log(1e-7) = -16.1, and what is near 1 is above 0",
+    formula="log(p_i + eps), p = exp(x - m) / sum(exp(x - m)), m = max(x)",
+    source="losses that add a small number instead of subtracting logarithms",
+    hazard="nothing is below log eps, -16.1 for 1e-7, and what is certain is above 0",
+    claims="finite permutation shift",
+    eps=Number(1e-7, 0.0, 1.0),
 )
-def log_with_eps(x: Array, k: Arithmetic) -> Array:
+def log_with_eps(x: Array, k: Arithmetic, eps: float) -> Array:
     """log(p + eps)."""
-    return k.log(k.add(softmax.shifted(x, k), k.constant(1e-7)))
+    return k.log(k.add(softmax.shifted(x, k), k.constant(eps)))

@@ -1,66 +1,50 @@
-"""Softmax and its normaliser in one pass, in blocks, or in parts that are merged: what kernels do that cannot hold a row."""
+"""softmax and logsumexp in one pass, in tiles, or in parts that are merged: what kernels do that cannot hold a row."""
 
 from __future__ import annotations
 
 from math import log
 
 from engine.arithmetic import Arithmetic
+from engine.formats import Format
 from engine.model import Array
-from engine.variants import variant
+from engine.parameters import Integer, Number
+from engine.variants import FUSED, IN_ORDER, SUMS, variant
+from engine.variants.softmax import LOG2_E
 
-BLOCK = 128
-"""Logits of a tile."""
-_LAZY = 4 * log(2)
-"""By how much a maximum may grow before sums are rescaled."""
-_LOG2 = log(2)
-_LOG2_E = 1 / log(2)
+_TILE = Integer(128, 1, 1 << 20)
+_LN2 = (float.fromhex("0x1.62e42fefa39efp-1"), float.fromhex("0x1.abc9e3b39803fp-56"))
+"""log 2 as a sum of two binary64 numbers."""
 
 
 def online_sum(x: Array, k: Arithmetic) -> tuple[Array, Array]:
     """(m, s) of each row, one logit after the other: s = s exp(m - m') + exp(x_j - m'), m' = max(m, x_j)."""
-    m = k.term(x, 0)
-    s = k.exp(k.sub(m, k.unmasked(m)))
-    for j in range(1, x.shape[-1]):
-        term = k.term(x, j)
-        top = k.maximum(m, term)
-        base = k.unmasked(top)
-        s = k.fma(s, k.exp(k.sub(m, base)), k.exp(k.sub(term, base)))
-        m = top
-    return m, s
+    m = k.running_max(x)
+    base = k.unmasked(m)
+    s = k.recurrence(k.exp(k.sub(k.before(m), base)), k.exp(k.sub(x, base)))
+    return k.max(x), s
 
 
-def tiled_sum(x: Array, k: Arithmetic, lazy: float = 0.0) -> tuple[Array, Array]:
-    """(m, s), a tile after the other; m' stays m, if that is finite, while the maximum is not more than `lazy` above it."""
-    tile = k.part(x, 0, BLOCK)
-    m = k.max(tile)
-    s = k.sum(k.exp(k.sub(tile, k.unmasked(m))))
-    for start in range(BLOCK, x.shape[-1], BLOCK):
-        tile = k.part(x, start, start + BLOCK)
-        top = k.maximum(m, k.max(tile))
-        if lazy:
-            top = k.choose(k.above(k.sub(top, k.unmasked(m)), lazy) | (m == k.constant(float("-inf"))), top, m)
-        base = k.unmasked(top)
-        s = k.fma(s, k.exp(k.sub(m, base)), k.sum(k.exp(k.sub(tile, base))))
-        m = top
-    return m, s
+def merged_sum(x: Array, k: Arithmetic, parts: int) -> tuple[Array, Array]:
+    """(m, s) of parts of each row, merged: s = sum_b s_b exp(m_b - m), m = max_b m_b."""
+    size = -(-x.shape[-1] // parts)
+    tops = k.stack([k.max(part) for part in k.tiles(x, size)])
+    e = k.exp(k.sub(x, k.spread(k.unmasked(tops), size, x)))
+    sums = k.stack([k.sum(part) for part in k.tiles(e, size)])
+    m = k.max(tops)
+    return m, k.sum(k.mul(sums, k.exp(k.sub(tops, k.unmasked(m)))))
 
 
-def merged_sum(x: Array, k: Arithmetic) -> tuple[Array, Array]:
-    """(m, s) of the two halves of each row, merged: s = s_1 exp(m_1 - m) + s_2 exp(m_2 - m)."""
-    half = (x.shape[-1] + 1) // 2
-    parts = [k.part(x, 0, half), k.part(x, half, x.shape[-1])] if x.shape[-1] > 1 else [x]
-    tops = [k.max(part) for part in parts]
-    sums = [k.sum(k.exp(k.sub(part, k.unmasked(m)))) for part, m in zip(parts, tops, strict=True)]
-    if len(parts) == 1:
-        return tops[0], sums[0]
-    top = k.maximum(*tops)
-    base = k.unmasked(top)
-    first, second = (k.exp(k.sub(m, base)) for m in tops)
-    return top, k.fma(sums[0], first, k.mul(sums[1], second))
+def tiled_sum(x: Array, k: Arithmetic, tile: int, tops: Array) -> tuple[Array, Array, Array]:
+    """(e, f, s): exponentials of x - m_b in tile b, m_b given; f_b = exp(m_(b-1) - m_b); s = s f_b + the tile's sum of e."""
+    base = k.unmasked(tops)
+    e = k.exp(k.sub(x, k.spread(base, tile, x)))
+    factors = k.exp(k.sub(k.before(tops), base))
+    return e, factors, k.recurrence(factors, k.stack([k.sum(part) for part in k.tiles(e, tile)]))
 
 
-def _share(x: Array, m: Array, s: Array, k: Arithmetic) -> Array:
-    return k.div(k.exp(k.sub(x, k.unmasked(m))), s)
+def _maxima(x: Array, k: Arithmetic, tile: int) -> Array:
+    """The largest logit of each row up to the end of each tile."""
+    return k.running_max(k.stack([k.max(part) for part in k.tiles(x, tile)]))
 
 
 @variant(
@@ -68,82 +52,119 @@ def _share(x: Array, m: Array, s: Array, k: Arithmetic) -> Array:
     "online",
     formula="exp(x_i - m) / s, where m' = max(m, x_j), s' = s exp(m - m') + exp(x_j - m') for j = 1, 2, ...",
     source="Milakov and Gimelshein 2018, arXiv 1805.02867, algorithm 3",
-    hazard="s is rescaled, and rounded, at every new maximum: ascending logits are worst; the terms are added in order",
+    hazard="s is rescaled, and rounded, at every new maximum, most often where logits ascend; terms are added in order, and stall",
     stable=True,
+    axes=IN_ORDER,
+    claims="finite shift",
+    steps=1,
 )
 def online(x: Array, k: Arithmetic) -> Array:
     """One pass for m and s, one for the quotients."""
-    return _share(x, *online_sum(x, k), k)
+    m, s = online_sum(x, k)
+    return k.div(k.exp(k.sub(x, k.unmasked(m))), s)
 
 
 @variant(
     "softmax",
     "tiled",
-    formula="exp(x_i - m) / s, where m' = max(m, max_tile), s' = s exp(m - m') + sum_tile exp(x_j - m'), tiles of 128",
-    source="FlashAttention, csrc/flash_attn/src/softmax.h; Dao and others 2022, arXiv 2205.14135",
-    hazard="as online, once a tile",
+    formula="e_i / s; for each tile of logits m' = max(m, its maximum), s' = s f + its sum of e, e' = e f for the tiles before,"
+    " f = exp(m - m'), e_j = exp(x_j - m')",
+    source="Dao and others 2022, arXiv 2205.14135; FlashAttention, csrc/flash_attn/src/softmax.h",
+    hazard="e and s are rescaled, and rounded, at every tile that raises the maximum",
     stable=True,
+    axes=FUSED,
+    claims="finite shift",
+    tile=_TILE,
 )
-def tiled(x: Array, k: Arithmetic) -> Array:
+def tiled(x: Array, k: Arithmetic, tile: int) -> Array:
     """Rescaled at every tile."""
-    return _share(x, *tiled_sum(x, k), k)
+    e, factors, s = tiled_sum(x, k, tile, _maxima(x, k, tile))
+    return k.div(k.rescaled(e, factors, tile), s)
 
 
 @variant(
     "softmax",
     "lazy_rescale",
-    formula="as tiled, but m' = m while the maximum of a tile is not more than 4 log 2 above m",
-    source="FlashAttention 4: the rescaling is left out below a threshold of 4 in log2 units",
-    hazard="exponentials reach 16, so that sums overflow 16 times sooner: float16 from 4,094 logits on",
+    formula="as tiled, but m' = m for a tile whose maximum is at most threshold log 2 above m",
+    source="FlashAttention 4: no rescaling below a threshold, in log2 units",
+    hazard="exponentials reach 2^threshold: sums overflow so many times sooner, in 8-bit formats the exponentials themselves",
+    issues=("Dao-AILab/flash-attention#2577",),
+    axes=FUSED,
+    claims="shift",
+    tile=_TILE,
+    threshold=Number(4.0, 0.0, 1000.0),
 )
-def lazy_rescale(x: Array, k: Arithmetic) -> Array:
+def lazy_rescale(x: Array, k: Arithmetic, tile: int, threshold: float) -> Array:
     """Rescaled where it must be."""
-    return _share(x, *tiled_sum(x, k, _LAZY), k)
+    first, *others = [k.max(part) for part in k.tiles(x, tile)]
+    tops = [first]
+    for top in others:
+        m = tops[-1]
+        rise = k.sub(top, k.unmasked(m))
+        rises = k.exceeds(rise, k.constant(threshold * log(2))) | k.equals(m, float("-inf"))
+        tops.append(k.choose(rises | k.isnan(top), top, m))
+    e, factors, s = tiled_sum(x, k, tile, k.stack(tops))
+    return k.div(k.rescaled(e, factors, tile), s)
 
 
 @variant(
     "softmax",
     "split_merge",
-    formula="exp(x_i - m) / s, m = max(m_1, m_2), s = s_1 exp(m_1 - m) + s_2 exp(m_2 - m), halves of the row",
+    formula="exp(x_i - m) / s, m = max_b m_b, s = sum_b s_b exp(m_b - m), m_b and s_b those of so many parts of the row",
     source="the split over keys of decoding kernels (flash-decoding), and vocabularies split over devices",
-    hazard="none for finite logits but one more rounding of each part's sum",
+    hazard="none for finite logits but one more rounding of each part's sum; a row that is all -inf gives NaN",
     stable=True,
+    claims="finite shift",
+    parts=Integer(2, 1, 1 << 20),
 )
-def split_merge(x: Array, k: Arithmetic) -> Array:
-    """Two halves, merged."""
-    return _share(x, *merged_sum(x, k), k)
+def split_merge(x: Array, k: Arithmetic, parts: int) -> Array:
+    """Parts, merged."""
+    m, s = merged_sum(x, k, parts)
+    return k.div(k.exp(k.sub(x, k.unmasked(m))), s)
 
 
 @variant(
     "softmax",
     "two_pass",
-    formula="v_i 2^(n_i - N) / s, exp(x_i) = v_i 2^n_i, n_i = rint(x_i log2 e), v_i = exp(x_i - n_i log 2), N = max n_i,"
-    " s = sum v_j 2^(n_j - N)",
+    formula="v_i 2^(n_i - N) / s, exp(x_i) = v_i 2^n_i, n_i = rint(x_i log2 e), v_i = exp(x_i - n_i log 2), N = max n_j,"
+    " s = sum_j v_j 2^(n_j - N)",
     source="Dukhan and Ablavatski 2020, arXiv 2001.04438: the exponent is carried beside the sum, and no maximum is sought",
-    hazard="x_i - n_i log 2 cancels where x_i is large; x_i log2 e may overflow; the terms are added in order",
+    hazard="x - n log 2 cancels, and log 2 has two parts only: the larger abs(x), the less is right; x log2 e overflows near the"
+    " largest number; terms are added in order, and stall",
+    axes=IN_ORDER,
+    steps=1,
 )
 def two_pass(x: Array, k: Arithmetic) -> Array:
     """A pair (v, n) for every exponential and for the sum."""
-    n = k.nearest(k.mul(x, k.constant(_LOG2_E)))
-    v = k.exp(k.fma(k.neg(n), k.constant(_LOG2), x))
-    top, s = k.term(n, 0), k.term(v, 0)
-    for j in range(1, x.shape[-1]):
-        power, term = k.term(n, j), k.term(v, j)
-        high = k.maximum(top, power)
-        s = k.add(k.scale(s, k.sub(top, high)), k.scale(term, k.sub(power, high)))
-        top = high
-    return k.div(k.scale(v, k.sub(n, top)), s)
+    n = k.nearest(k.mul(x, k.constant(LOG2_E)))
+    rest, shift = x, k.neg(k.where_finite(n))
+    for part in _parts_of_log_2(k.fmt):
+        rest = k.fma(shift, k.constant(part), rest)
+    v, top = k.exp(rest), k.running_max(n)
+    base = k.unmasked(top)
+    s = k.recurrence(k.exp2(k.sub(k.before(top), base)), k.mul(v, k.exp2(k.sub(n, base))))
+    return k.div(k.mul(v, k.exp2(k.sub(n, k.unmasked(k.max(n))))), s)
+
+
+def _parts_of_log_2(fmt: Format) -> tuple[float, float]:
+    """log 2 in two parts, the first of half the format's digits, so that small integers times it are exact (Cody and Waite)."""
+    unit = 2.0 ** -(fmt.precision // 2 + 1)
+    high = _LN2[0] // unit * unit
+    return high, (_LN2[0] - high) + _LN2[1]
 
 
 @variant(
     "logsumexp",
     "online",
-    formula="m + log s, where m' = max(m, x_j), s' = s exp(m - m') + exp(x_j - m')",
-    source="Milakov and Gimelshein 2018, arXiv 1805.02867",
-    hazard="as softmax/online; at a dominant maximum the sum rounds to 1; a row that is all -inf gives -inf",
+    formula="m + log s, where m' = max(m, x_j), s' = s exp(m - m') + exp(x_j - m') for j = 1, 2, ...",
+    source="Milakov and Gimelshein 2018, arXiv 1805.02867, algorithm 3",
+    hazard="as softmax/online; at a dominant maximum the sum rounds to 1 and its logarithm to 0",
     stable=True,
+    axes=IN_ORDER,
+    claims="finite",
+    steps=1,
 )
-def logsumexp_online(x: Array, k: Arithmetic) -> Array:
+def online_logsumexp(x: Array, k: Arithmetic) -> Array:
     """m + log s of one pass."""
     m, s = online_sum(x, k)
     return k.add(m, k.log(s))
@@ -152,46 +173,54 @@ def logsumexp_online(x: Array, k: Arithmetic) -> Array:
 @variant(
     "logsumexp",
     "logaddexp",
-    formula="L' = max(L, x_j) + log1p(exp(-abs(L - x_j))) for j = 1, 2, ...",
+    formula="L' = M + log1p(exp(-abs(L - x_j))), M = max(L, x_j), for j = 1, 2, ..., from L = x_0",
     source="numpy.logaddexp.reduce",
-    hazard="L is rounded at every step: n roundings of the size of L; two infinities of one sign give NaN",
+    hazard="L is rounded at every step, n times by up to u abs(L): far from 0 what a logit adds is lost",
+    axes=tuple(axis for axis in SUMS if axis not in ("accumulator", "summation")),
+    claims="finite",
+    steps=12,
 )
 def logaddexp(x: Array, k: Arithmetic) -> Array:
     """A running logarithm."""
     total = k.term(x, 0)
     for j in range(1, x.shape[-1]):
         term = k.term(x, j)
-        top, least = k.maximum(total, term), k.minimum(total, term)
-        total = k.add(top, k.log1p(k.exp(k.sub(least, top))))
+        top = k.maximum(total, term)
+        gap = k.sub(k.minimum(total, term), k.where_finite(top))
+        total = k.add(top, k.log1p(k.exp(gap)))
     return total
 
 
 @variant(
     "logsumexp",
     "split_merge",
-    formula="m + log(s_1 exp(m_1 - m) + s_2 exp(m_2 - m)), m = max(m_1, m_2), halves of the row",
+    formula="m + log sum_b s_b exp(m_b - m), m = max_b m_b, m_b and s_b those of so many parts of the row",
     source="as softmax/split_merge",
-    hazard="at a dominant maximum the sum rounds to 1; a row that is all -inf gives -inf",
+    hazard="at a dominant maximum the sum rounds to 1 and its logarithm to 0",
     stable=True,
+    claims="finite",
+    parts=Integer(2, 1, 1 << 20),
 )
-def logsumexp_split_merge(x: Array, k: Arithmetic) -> Array:
-    """Two halves, merged."""
-    m, s = merged_sum(x, k)
+def split_merge_logsumexp(x: Array, k: Arithmetic, parts: int) -> Array:
+    """Parts, merged."""
+    m, s = merged_sum(x, k, parts)
     return k.add(m, k.log(s))
 
 
 @variant(
     "cross_entropy",
     "chunked",
-    formula="m + log s - x_t by tiles of 128 as softmax/tiled; of a distribution sum over y_i != 0 of y_i (m + log s - x_i)",
+    formula="m + log s - x_t, m and s by tiles as in softmax/tiled; of a distribution sum over y_i != 0 of y_i (m + log s - x_i)",
     source="losses over a vocabulary in chunks or over devices (Liger, ops/cross_entropy.py)",
     hazard="as fused: L - x_t cancels where the loss is small against the logits",
     stable=True,
+    axes=FUSED,
+    tile=_TILE,
 )
-def chunked(x: Array, y: Array, k: Arithmetic) -> Array:
+def chunked(x: Array, y: Array, k: Arithmetic, tile: int) -> Array:
     """The logsumexp of tiles, less the logit of the target."""
-    m, s = tiled_sum(x, k)
-    lse = k.add(m, k.log(s))
+    _, _, s = tiled_sum(x, k, tile, _maxima(x, k, tile))
+    lse = k.add(k.max(x), k.log(s))
     if k.is_index(y):
         return k.sub(lse, k.at(x, y))
     return k.sum(k.mul(y, k.where_nonzero(y, k.sub(lse, x))))
