@@ -2,7 +2,9 @@
 
 import math
 import multiprocessing
+import pickle
 from dataclasses import asdict
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -531,6 +533,24 @@ def test_the_first_row_of_infinite_divergence_may_be_one_that_rounding_makes_so(
         assert_same(output, Truth(Problem("log_softmax", np.zeros((2, 1))), FORMATS["float64"]), outputs)
 
 
+def test_a_row_figure_beside_the_middle_of_two_is_decided_for_its_row_alone():
+    """All errors of the first row have one sign, but a far smaller one: sum abs(c - T) / 2 is (sum c - 1) / 2 to 2^-130."""
+    x = np.random.default_rng(7).normal(0, 3, (3, 800))
+    x[:, 0] = -90
+    truth = Truth(Problem("softmax", x), FORMATS["float64"])
+    output = truth.rounded().copy()
+    output[0, 1:] *= 1 + 2.0**-44
+    output[0, 0] *= 1 - 2.0**-40
+    small = 1 + int(np.argmin(output[0, 1:]))
+    excess = sum(map(Fraction, output[0, 1:].tolist())) - 1
+    unit = Fraction(2) ** (math.frexp(float(excess))[1] - 20)
+    output[0, small] += float((math.floor(excess / unit) + Fraction(1, 2)) * unit - excess)
+    assert (2 * (sum(map(Fraction, output[0, 1:].tolist())) - 1) / unit).denominator == 1
+    taken = assert_same(output, truth, "")
+    assert taken._exact is None
+    assert taken.metrics().total_variation.worst_row == 0
+
+
 def test_a_relative_error_beyond_binary64_is_infinite_as_that_of_a_truth_0_is():
     for tiny in (0, 5):
         x = np.where(np.arange(6) == tiny, -5e-324, 0.0)[:, None]
@@ -673,7 +693,26 @@ def test_figures_do_not_depend_on_processes(monkeypatch):
     monkeypatch.setattr(survey, "PART", 40)
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         for task in TASKS:
-            assert_same(*reversed(_batch(task, "float32")), task, map=pool.imap)
+            for fmt in ("float16", "float32", "float64"):
+                assert_same(*reversed(_batch(task, fmt)), f"{task} {fmt}", map=pool.imap)
+
+
+def elsewhere(function, arguments):
+    """Like map, but everything goes through pickle, as between processes."""
+    return [pickle.loads(pickle.dumps(function(pickle.loads(pickle.dumps(argument))))) for argument in arguments]
+
+
+@every_format
+@every_task
+def test_figures_are_those_of_what_was_sent(task, fmt):
+    rng, form = np.random.default_rng(seed_of(task, fmt)), FORMATS[fmt]
+    problem = problem_of(task, fitting(task, round_array(rng.standard_normal((30, 40)) * 4, form)), form, rng, 0)
+    for variant in of_op(problem.op):
+        assert_same(run(variant, problem, form), Truth(problem, form), variant.name, map=elsewhere)
+
+
+def test_a_tier_is_the_same_wherever_it_is_sent():
+    assert all(pickle.loads(pickle.dumps(tier)) is tier for tier in fast.TIERS)
 
 
 # ---- audit -----------------------------------------------------------------------------------------------------------
