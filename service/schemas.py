@@ -116,7 +116,7 @@ NonFinite = Annotated[Literal["ieee"], Field(description="What rows with NaN or 
 DEFAULT_FORMATS = ["float16", "float32", "float64"]
 _FORMATS = "See /v1/formats. The three IEEE ones if null."
 Formats = Annotated[Annotated[list[Name], Field(min_length=1, max_length=16)] | None, Field(description=_FORMATS)]
-_VARIANTS = "See /v1/variants; with or without the op's name in front. All of the op if left out."
+_VARIANTS = "See /v1/variants; also with the op's name in front, or with parameters: tiled(tile=64). All of the op if left out."
 Variants = Annotated[Annotated[list[Name], Field(min_length=1, max_length=64)] | None, Field(description=_VARIANTS)]
 _INCLUDE = "Elements, and rank_inversions, only on request."
 Include = Annotated[list[Literal["values", "truth", "ranks"]], Field(max_length=3, description=_INCLUDE)]
@@ -626,10 +626,35 @@ class OpsResponse(BaseModel):
     limits: dict[str, float]
 
 
+class VariantParameter(BaseModel):
+    """What a variant can be told in its name."""
+
+    type: Literal["number", "integer", "format"]
+    default: float | str
+    low: float | None = None
+    high: float | None = None
+
+
+class VariantRow(BaseModel):
+    """A built-in variant."""
+
+    op: str
+    name: str
+    formula: str
+    source: Annotated[str, Field(description="where the formula is from")]
+    hazard: Annotated[str, Field(description="what goes wrong, and where")]
+    issues: Annotated[list[str], Field(description="reports of software that shipped it so: owner/repository#number")]
+    stable: Annotated[bool, Field(description="whether it is one to be recommended")]
+    axes: Annotated[list[str], Field(description="what of the arithmetic changes its result")]
+    claims: Annotated[list[str], Field(description="what it is tested to keep, in every format")]
+    parameters: Annotated[dict[str, VariantParameter], Field(description="given in the name, as in tiled(tile=64)")]
+    bound: Annotated[str, Field(description="its a-priori error bound")]
+
+
 class VariantsResponse(BaseModel):
     """The built-in variants."""
 
-    variants: list[dict[str, Any]]
+    variants: list[VariantRow]
 
 
 class FormatsResponse(BaseModel):

@@ -28,6 +28,7 @@ IN_ORDER = ("accumulator", "exp", "subnormals", "output_format", "overflow", "fm
 
 CLAIMS: Mapping[str, str] = {
     "finite": "no NaN for finite logits, as long as no sum of n ones and no difference of two logits overflows the format",
+    "mask": "a logit of -inf gets a probability of 0 and changes nothing for the others, as long as there are any",
     "permutation": "logits in another order give the same results in that order, where the summation is exact",
     "shift": "the same constant added to every logit changes nothing, where that addition is exact",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.arithmetic import Arithmetic
 from engine.model import Array
-from engine.variants import log_softmax, softmax, variant
+from engine.variants import FUSED, log_softmax, softmax, variant
 from engine.variants.softmax_vjp import pull_back
 
 
@@ -29,6 +29,7 @@ def chain_rule(x: Array, y: Array, k: Arithmetic) -> Array:
     source="the gradient of the fused loss, as frameworks ship it",
     hazard="p_t - 1 cancels where the target is certain",
     stable=True,
+    axes=FUSED,
 )
 def fused(x: Array, y: Array, k: Arithmetic) -> Array:
     """p - y from the shifted p; S p - y for a distribution."""
@@ -44,6 +45,7 @@ def fused(x: Array, y: Array, k: Arithmetic) -> Array:
     formula="p_i, at the target -sum_{j != t} p_j, p = exp(x - m) / sum(exp(x - m)), m = max(x); of a distribution as fused",
     source="p_t - 1 without the cancellation",
     hazard="none for finite logits but what p has",
+    axes=FUSED,
 )
 def others(x: Array, y: Array, k: Arithmetic) -> Array:
     """The sum of the others at the target."""
@@ -59,6 +61,7 @@ def others(x: Array, y: Array, k: Arithmetic) -> Array:
     formula="p rounded to bfloat16, then p_t - 1 rounded to it again; S p - y for a distribution",
     source="linkedin/Liger-Kernel#1268: the logits' memory holds first p, then the gradient",
     hazard="p_t is rounded before it cancels: 2^-9 absolute error at a target near certainty",
+    axes=FUSED,
 )
 def in_place_16_bit(x: Array, y: Array, k: Arithmetic) -> Array:
     """Read, modify, write."""
@@ -74,6 +77,7 @@ def in_place_16_bit(x: Array, y: Array, k: Arithmetic) -> Array:
     formula="S exp(l'_i) - y_i, l' = log-probabilities rounded to bfloat16",
     source="a backward pass that kept the log-probabilities of the forward one in 16 bits",
     hazard="the absolute error 2^-9 abs(l_i) of a logarithm is a relative one of p_i",
+    axes=FUSED,
 )
 def saved_16_bit_logs(x: Array, y: Array, k: Arithmetic) -> Array:
     """exp of what was saved, less y."""

@@ -14,7 +14,7 @@ from engine.variants import logsumexp, softmax, variant
     formula="x_i - log sum_j exp(x_j)",
     source="the definition",
     hazard="-inf once a logit passes the format's exp limit, +inf once every exponential is 0",
-    claims="permutation",
+    claims="permutation mask",
 )
 def naive(x: Array, k: Arithmetic) -> Array:
     """x - log(sum(exp(x)))."""
@@ -28,7 +28,7 @@ def naive(x: Array, k: Arithmetic) -> Array:
     source="the ONNX reference until onnx/onnx#8423",
     hazard="-inf where p underflows to 0, few digits where p is subnormal or near 1",
     issues=("onnx/onnx#8423", "onnx/onnx-mlir#338"),
-    claims="permutation shift",
+    claims="permutation shift mask",
 )
 def log_of_softmax(x: Array, k: Arithmetic) -> Array:
     """log(p) from the shifted p."""
@@ -43,7 +43,7 @@ def log_of_softmax(x: Array, k: Arithmetic) -> Array:
     hazard="at a dominant maximum the sum rounds to 1 and the small result to 0",
     stable=True,
     issues=("pytorch/pytorch#113708",),
-    claims="finite permutation shift",
+    claims="finite permutation shift mask",
 )
 def shifted(x: Array, k: Arithmetic) -> Array:
     """(x - m) - log(sum(exp(x - m)))."""
@@ -58,7 +58,7 @@ def shifted(x: Array, k: Arithmetic) -> Array:
     source="asked for in pytorch/pytorch#113708",
     hazard="none for finite logits but lost digits in the rounded difference x - m",
     stable=True,
-    claims="finite permutation shift",
+    claims="finite permutation shift mask",
 )
 def log1p(x: Array, k: Arithmetic) -> Array:
     """(x - m) - log1p(sum of exp(x - m) without the maximum's term)."""
@@ -74,7 +74,7 @@ def log1p(x: Array, k: Arithmetic) -> Array:
     source="the definition, on logsumexp/shifted",
     hazard="L is rounded: u abs(L) is an absolute error of every element, and the same row, shifted, gives another result",
     issues=("pytorch/pytorch#38839", "ml-explore/mlx#4169"),
-    claims="finite permutation",
+    claims="finite permutation mask",
 )
 def subtractive(x: Array, k: Arithmetic) -> Array:
     """x - logsumexp(x)."""
@@ -87,7 +87,7 @@ def subtractive(x: Array, k: Arithmetic) -> Array:
     formula="log(p_i + eps), p = exp(x - m) / sum(exp(x - m)), m = max(x)",
     source="losses that add a small number instead of subtracting logarithms",
     hazard="nothing is below log eps, -16.1 for 1e-7, and what is certain is above 0",
-    claims="finite permutation shift",
+    claims="permutation shift",
     eps=Number(1e-7, 0.0, 1.0),
 )
 def log_with_eps(x: Array, k: Arithmetic, eps: float) -> Array:

@@ -14,7 +14,7 @@ from engine.variants import softmax, variant
     source="the definition; Blanchard, Higham and Higham 2021, doi 10.1093/imanum/draa038, algorithm 3.1",
     hazard="+inf once a logit passes the format's exp limit, -inf once every exponential is 0",
     issues=("onnx/onnx-mlir#365",),
-    claims="permutation",
+    claims="permutation mask",
 )
 def naive(x: Array, k: Arithmetic) -> Array:
     """log(sum(exp(x)))."""
@@ -27,7 +27,7 @@ def naive(x: Array, k: Arithmetic) -> Array:
     formula="m - log p_a, p = exp(x - m) / sum(exp(x - m)), m = x_a = max(x)",
     source="log p_i = x_i - L solved for L at the maximum, where p is largest",
     hazard="one more rounding than the shifted form; a row that is all -inf gives NaN",
-    claims="finite permutation",
+    claims="finite permutation mask",
 )
 def log_of_softmax(x: Array, k: Arithmetic) -> Array:
     """m - log(p at the maximum) from the shifted p."""
@@ -43,7 +43,7 @@ def log_of_softmax(x: Array, k: Arithmetic) -> Array:
     hazard="at a dominant maximum the sum rounds to 1 and its logarithm to 0; a row that is all -inf gives NaN",
     stable=True,
     issues=("scipy/scipy#18295",),
-    claims="finite permutation",
+    claims="finite permutation mask",
 )
 def shifted(x: Array, k: Arithmetic) -> Array:
     """m + log(sum(exp(x - m)))."""
@@ -58,7 +58,7 @@ def shifted(x: Array, k: Arithmetic) -> Array:
     source="Blanchard, Higham and Higham 2021, doi 10.1093/imanum/draa038, algorithm 4.1",
     hazard="m and the logarithm cancel where the result is near 0; a row that is all -inf gives NaN",
     stable=True,
-    claims="finite permutation",
+    claims="finite permutation mask",
 )
 def log1p(x: Array, k: Arithmetic) -> Array:
     """m + log1p(sum of exp(x - m) without the maximum's term)."""
@@ -74,7 +74,7 @@ def log1p(x: Array, k: Arithmetic) -> Array:
     source="JAX, jax.scipy.special.logsumexp",
     hazard="at a dominant maximum the sum rounds to 1 and its logarithm to 0",
     stable=True,
-    claims="finite permutation",
+    claims="finite permutation mask",
 )
 def guarded(x: Array, k: Arithmetic) -> Array:
     """A row that is all -inf, or has +inf, has a log-sum-exp too."""

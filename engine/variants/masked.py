@@ -17,7 +17,7 @@ from engine.variants import softmax, variant
     source="PyTorch, _safe_softmax (pytorch/pytorch#131060); FlashAttention, csrc/flash_attn/src/softmax.h",
     hazard="a row that is all -inf gives zeros, which no distribution is, and hides what made it so",
     stable=True,
-    claims="finite permutation shift",
+    claims="finite permutation shift mask",
 )
 def masked_zero(x: Array, k: Arithmetic) -> Array:
     """A row without a number gives zeros."""
@@ -33,7 +33,7 @@ def masked_zero(x: Array, k: Arithmetic) -> Array:
     source="masks of finfo.min",
     hazard="a row that is all -inf gives 1/n, and a mask competes with logits as low as itself",
     issues=("pytorch/pytorch#109517",),
-    claims="finite permutation",
+    claims="finite permutation mask",
 )
 def masked_lowest(x: Array, k: Arithmetic) -> Array:
     """The mask is the lowest number."""
@@ -47,7 +47,7 @@ def masked_lowest(x: Array, k: Arithmetic) -> Array:
     source="masks of -1e9, or another large number",
     hazard="a row that is all -inf gives 1/n, and NaN where the format has no such number; logits below the mask lose to it",
     issues=("tensorflow/tensorflow#55682", "huggingface/transformers#16838"),
-    claims="finite permutation",
+    claims="finite permutation mask",
     mask=Number(-1e9, high=0.0),
 )
 def masked_value(x: Array, k: Arithmetic, mask: float) -> Array:

@@ -17,7 +17,7 @@ LOG2_E = float.fromhex("0x1.71547652b82fep+0")
     source="the definition; Blanchard, Higham and Higham 2021, doi 10.1093/imanum/draa038, algorithm 3.1",
     hazard="inf / inf once a logit passes the format's exp limit, 0 / 0 once all lie below the log of half its smallest number",
     issues=("tenstorrent/tt-metal#52131", "pytorch/pytorch#62897"),
-    claims="permutation",
+    claims="permutation mask",
 )
 def naive(x: Array, k: Arithmetic) -> Array:
     """exp(x) / sum(exp(x))."""
@@ -33,7 +33,7 @@ def naive(x: Array, k: Arithmetic) -> Array:
     hazard="none for finite logits but lost digits in the rounded difference x - m; a row that is all -inf gives NaN",
     stable=True,
     issues=("pytorch/pytorch#41508",),
-    claims="finite permutation shift",
+    claims="finite permutation shift mask",
 )
 def shifted(x: Array, k: Arithmetic) -> Array:
     """exp(x - max) / sum(exp(x - max))."""
@@ -46,9 +46,9 @@ def shifted(x: Array, k: Arithmetic) -> Array:
     "reciprocal",
     formula="exp(x_i - m) * (1 / sum_j exp(x_j - m)), m = max_j x_j",
     source="XNNPACK; PyTorch on CPUs",
-    hazard="one more rounding than the division: equal logits may not give 1/n, and probabilities of 1 may come out as 1 - u",
+    hazard="one more rounding than the division: what is not the largest may be off by it",
     stable=True,
-    claims="finite permutation shift",
+    claims="finite permutation shift mask",
 )
 def reciprocal(x: Array, k: Arithmetic) -> Array:
     """exp(x - max) times 1 / sum(exp(x - max))."""
@@ -62,7 +62,7 @@ def reciprocal(x: Array, k: Arithmetic) -> Array:
     formula="exp(x_i - L), L = log sum_j exp(x_j)",
     source="Blanchard, Higham and Higham 2021, doi 10.1093/imanum/draa038: algorithm 3.1 without a division",
     hazard="all 0 once a logit passes the format's exp limit, infinite once every exponential is 0; u abs(L) is a relative error",
-    claims="permutation",
+    claims="permutation mask",
 )
 def subtractive_naive(x: Array, k: Arithmetic) -> Array:
     """exp(x - log(sum(exp(x))))."""
@@ -75,7 +75,7 @@ def subtractive_naive(x: Array, k: Arithmetic) -> Array:
     formula="exp(x_i - L), L = m + log1p(sum_{j != a} exp(x_j - m)), m = x_a = max_j x_j",
     source="Blanchard, Higham and Higham 2021, doi 10.1093/imanum/draa038: algorithm 4.1 without a division",
     hazard="L is rounded, and exp makes u abs(L) a relative error of every probability: the same row, shifted, is not the same",
-    claims="finite permutation",
+    claims="finite permutation mask",
 )
 def subtractive(x: Array, k: Arithmetic) -> Array:
     """exp(x - logsumexp)."""
@@ -89,7 +89,7 @@ def subtractive(x: Array, k: Arithmetic) -> Array:
     source="Blanchard, Higham and Higham 2021, doi 10.1093/imanum/draa038, algorithm 4.1",
     hazard="none for finite logits but lost digits in the rounded difference x - m; a row that is all -inf gives NaN",
     stable=True,
-    claims="finite permutation shift",
+    claims="finite permutation shift mask",
 )
 def max_left_out(x: Array, k: Arithmetic) -> Array:
     """The largest term is 1 exactly, and is added last."""
@@ -104,7 +104,7 @@ def max_left_out(x: Array, k: Arithmetic) -> Array:
     source="the shift as a constant chosen once, such as the largest logit that is expected",
     hazard="inf / inf once max x + c passes the format's exp limit, 0 / 0 once it is below the log of half the smallest number:"
     " only c = -max is right for every row",
-    claims="permutation",
+    claims="permutation mask",
     c=Number(-10.0),
 )
 def chosen_shift(x: Array, k: Arithmetic, c: float) -> Array:
@@ -120,7 +120,7 @@ def chosen_shift(x: Array, k: Arithmetic, c: float) -> Array:
     source="a maximum that starts at 0",
     hazard="nothing is shifted where all logits are negative: 0 / 0 once all exponentials are 0, few digits before",
     issues=("FluxML/NNlib.jl#43", "microsoft/onnxruntime#2715"),
-    claims="permutation",
+    claims="permutation mask",
 )
 def wrong_shift(x: Array, k: Arithmetic) -> Array:
     """The maximum of the logits and 0."""
@@ -135,7 +135,7 @@ def wrong_shift(x: Array, k: Arithmetic) -> Array:
     source="a maximum that starts at a finite number instead of -inf",
     hazard="0 / 0 where every logit is far below that number",
     issues=("tracel-ai/burn#4697", "flashinfer-ai/flashinfer#4267"),
-    claims="permutation",
+    claims="permutation mask",
     start=Number(-1e4, high=0.0),
 )
 def finite_sentinel(x: Array, k: Arithmetic, start: float) -> Array:
@@ -153,7 +153,7 @@ def finite_sentinel(x: Array, k: Arithmetic, start: float) -> Array:
     " once half an ulp of m c passes the largest exponent",
     issues=("pytorch/pytorch#100775", "pytorch/pytorch#121558"),
     axes=FUSED,
-    claims="permutation",
+    claims="permutation mask",
 )
 def exp2_scaled(x: Array, k: Arithmetic) -> Array:
     """The scaled maximum is subtracted from the scaled logit."""
@@ -169,7 +169,7 @@ def exp2_scaled(x: Array, k: Arithmetic) -> Array:
     source="FlashAttention 3: exponentials up to 2^8, which use the range of an 8-bit format",
     hazard="sums overflow 2^offset times sooner: with 8 at 256 equal logits in float16, and at two in float8_e4m3fn",
     axes=FUSED,
-    claims="permutation shift",
+    claims="permutation shift mask",
     offset=Number(8.0, 0.0, 120.0),
 )
 def offset(x: Array, k: Arithmetic, offset: float) -> Array:
@@ -184,7 +184,7 @@ def offset(x: Array, k: Arithmetic, offset: float) -> Array:
     formula="e_i / sum_j e_j, e = exp(x - m) rounded to the format stored, m = max_j x_j",
     source="kernels that write exponentials to memory between their passes",
     hazard="every exponential, and so every probability, carries the roundoff of the stored format",
-    claims="finite permutation shift",
+    claims="finite permutation shift mask",
     stored=FormatName("bfloat16"),
 )
 def stored_16_bit(x: Array, k: Arithmetic, stored: str) -> Array:
@@ -201,7 +201,7 @@ def stored_16_bit(x: Array, k: Arithmetic, stored: str) -> Array:
     hazard="numerator and denominator are rounded differently, so the quotients do not sum to 1: where small exponentials become 0,"
     " most of a row can be lost",
     issues=("flashinfer-ai/flashinfer#5020",),
-    claims="finite permutation shift",
+    claims="finite permutation shift mask",
     stored=FormatName("bfloat16"),
 )
 def stored_after_sum(x: Array, k: Arithmetic, stored: str) -> Array:

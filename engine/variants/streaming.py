@@ -55,7 +55,7 @@ def _maxima(x: Array, k: Arithmetic, tile: int) -> Array:
     hazard="s is rescaled, and rounded, at every new maximum, most often where logits ascend; terms are added in order, and stall",
     stable=True,
     axes=IN_ORDER,
-    claims="finite shift",
+    claims="finite shift mask",
     steps=1,
 )
 def online(x: Array, k: Arithmetic) -> Array:
@@ -73,7 +73,7 @@ def online(x: Array, k: Arithmetic) -> Array:
     hazard="e and s are rescaled, and rounded, at every tile that raises the maximum",
     stable=True,
     axes=FUSED,
-    claims="finite shift",
+    claims="finite shift mask",
     tile=_TILE,
 )
 def tiled(x: Array, k: Arithmetic, tile: int) -> Array:
@@ -90,7 +90,7 @@ def tiled(x: Array, k: Arithmetic, tile: int) -> Array:
     hazard="exponentials reach 2^threshold: sums overflow so many times sooner, in 8-bit formats the exponentials themselves",
     issues=("Dao-AILab/flash-attention#2577",),
     axes=FUSED,
-    claims="shift",
+    claims="shift mask",
     tile=_TILE,
     threshold=Number(4.0, 0.0, 1000.0),
 )
@@ -114,7 +114,7 @@ def lazy_rescale(x: Array, k: Arithmetic, tile: int, threshold: float) -> Array:
     source="the split over keys of decoding kernels (flash-decoding), and vocabularies split over devices",
     hazard="none for finite logits but one more rounding of each part's sum; a row that is all -inf gives NaN",
     stable=True,
-    claims="finite shift",
+    claims="finite shift mask",
     parts=Integer(2, 1, 1 << 20),
 )
 def split_merge(x: Array, k: Arithmetic, parts: int) -> Array:
@@ -132,6 +132,7 @@ def split_merge(x: Array, k: Arithmetic, parts: int) -> Array:
     hazard="x - n log 2 cancels, and log 2 has two parts only: the larger abs(x), the less is right; x log2 e overflows near the"
     " largest number; terms are added in order, and stall",
     axes=IN_ORDER,
+    claims="mask",
     steps=1,
 )
 def two_pass(x: Array, k: Arithmetic) -> Array:
@@ -161,7 +162,7 @@ def _parts_of_log_2(fmt: Format) -> tuple[float, float]:
     hazard="as softmax/online; at a dominant maximum the sum rounds to 1 and its logarithm to 0",
     stable=True,
     axes=IN_ORDER,
-    claims="finite",
+    claims="finite mask",
     steps=1,
 )
 def online_logsumexp(x: Array, k: Arithmetic) -> Array:
@@ -177,7 +178,7 @@ def online_logsumexp(x: Array, k: Arithmetic) -> Array:
     source="numpy.logaddexp.reduce",
     hazard="L is rounded at every step, n times by up to u abs(L): far from 0 what a logit adds is lost",
     axes=tuple(axis for axis in SUMS if axis not in ("accumulator", "summation")),
-    claims="finite",
+    claims="finite mask",
     steps=12,
 )
 def logaddexp(x: Array, k: Arithmetic) -> Array:
@@ -198,7 +199,7 @@ def logaddexp(x: Array, k: Arithmetic) -> Array:
     source="as softmax/split_merge",
     hazard="at a dominant maximum the sum rounds to 1 and its logarithm to 0",
     stable=True,
-    claims="finite",
+    claims="finite mask",
     parts=Integer(2, 1, 1 << 20),
 )
 def split_merge_logsumexp(x: Array, k: Arithmetic, parts: int) -> Array:

@@ -75,7 +75,7 @@ def test_the_json_answer_is_the_engines():
 
 
 def test_naive_softmax_of_large_logits_is_nan_and_the_shifted_one_is_right():
-    text = evaluate("--logits", "1000,1001,1002").stdout
+    text = evaluate("--logits", "1000,1001,1002", "--variant", "naive", "--variant", "shifted").stdout
     for name in ("float16", "float32", "float64"):
         assert line(text, "naive", name).split()[2:] == ["unstable", "-", "-", "-", "-", "3", "0", "0"]
         assert line(text, "shifted", name).split()[2] == "accurate"
@@ -149,7 +149,8 @@ def test_rows_without_a_truth_are_said(op, logits, lines):
 
 
 def test_a_row_without_truth_is_accurate_only_where_the_output_has_none_either():
-    outcomes = answer("--logits", "1e5,1", "--format", "float16", "--include", "values")["outcomes"]
+    asked = ("--variant", "naive", "--variant", "shifted", "--format", "float16", "--include", "values")
+    outcomes = answer("--logits", "1e5,1", *asked)["outcomes"]
     assert [(o["values"], o["status"]) for o in outcomes] == [(["NaN", 0.0], "unstable"), (["NaN", "NaN"], "accurate")]
     assert all((o["metrics"]["compared"], o["input_rounding"]["max_abs"]) == (0, "Infinity") for o in outcomes)
 
@@ -936,6 +937,33 @@ def test_what_is_no_file_is_refused(tmp_path):
     refused("--logits", tmp_path / "folder.npy", saying="not a file")
     refused("--logits", tmp_path / "none.npy", saying="No such file")
     refused("--logits", tmp_path / "none.json", saying="No such file")
+
+
+# softgauge variants
+
+
+def test_the_variants_are_told():
+    text = run("variants", "--op", "softmax").stdout
+    told = text.split("\n\n")
+    assert [row.splitlines()[0] for row in told[:2]] == ["softmax/naive", "softmax/shifted, stable"]
+    tiled = next(row for row in told if row.startswith("softmax/tiled"))
+    for name in ("formula", "source", "hazard", "axes", "claims", "bound"):
+        assert f"\n    {name}: " in tiled
+    assert "\n    parameters: tile (integer, 128 if left out)" in tiled
+    assert "issues" not in tiled
+    assert "\n    issues: FluxML/NNlib.jl#43, microsoft/onnxruntime#2715\n" in text
+    assert "log_softmax/naive" in run("variants").stdout
+
+
+def test_the_variants_as_json_are_those_of_the_service():
+    found = json.loads(run("variants", "--json").stdout)
+    assert found == {"variants": engine.encode(engine.catalogue("variants"))}
+
+
+def test_variants_of_no_op():
+    done = run("variants", "--op", "sofmax")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "unknown op 'sofmax'; known: softmax, log_softmax" in done.stderr
 
 
 # softgauge serve

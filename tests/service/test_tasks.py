@@ -167,6 +167,7 @@ def test_a_bare_non_finite_number_is_refused_everywhere(number, field):
         ({"variants": ["naiv"]}, "/variants/0"),
         ({"variants": ["log_softmax/naive"]}, "/variants/0"),
         ({"variants": ["shifted", "naive", "naiv"]}, "/variants/2"),
+        ({"variants": ["shifted", "tile(tile=2)"]}, "/variants/1"),
         ({"summation": "upwards"}, "/summation"),
         ({"logits": None, "inputs": {"family": "gauss", "rows": 1, "n": 2, "seed": 0}}, "/inputs/family"),
     ],
@@ -174,6 +175,17 @@ def test_a_bare_non_finite_number_is_refused_everywhere(number, field):
 def test_a_miss_names_what_exists(change, pointer):
     problem = refused({**GOOD, **change}, "unknown-name", "known")
     assert problem.errors[0].pointer == pointer
+
+
+@pytest.mark.parametrize("name", ["tiled(tile=0)", "tiled(2)", "tiled(size=2)", "naive(c=1)", "tiled(tile=2"])
+def test_parameters_that_do_not_fit_are_invalid(name):
+    problem = refused({**GOOD, "variants": ["shifted", name]}, "invalid", "tile" if "tiled" in name else "no parameters")
+    assert problem.errors[0].pointer == "/variants/1"
+
+
+def test_parameters_stand_in_the_name_of_an_outcome():
+    asked = ["tiled(tile=2)", "softmax/tiled( tile=0x2 )", "tiled(tile=128)", "tiled"]
+    assert [o["variant"] for o in run("evaluate", {**GOOD, "variants": asked})["outcomes"]] == ["tiled(tile=2)", "tiled"]
 
 
 def test_a_near_miss_is_asked_about():
