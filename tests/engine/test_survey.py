@@ -704,7 +704,10 @@ def elsewhere(function, arguments):
 
 @every_format
 @every_task
-def test_figures_are_those_of_what_was_sent(task, fmt):
+@pytest.mark.parametrize("below", [0, 2])
+def test_figures_are_those_of_what_was_sent(task, fmt, below, monkeypatch):
+    """At the first tier, and at the last."""
+    undecided(monkeypatch, below)
     rng, form = np.random.default_rng(seed_of(task, fmt)), FORMATS[fmt]
     problem = problem_of(task, fitting(task, round_array(rng.standard_normal((30, 40)) * 4, form)), form, rng, 0)
     for variant in of_op(problem.op):
