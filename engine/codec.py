@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engine import formats
+from engine import bounds, formats, variants
 from engine.errors import UnknownName
 from engine.formats import FORMATS
 from engine.inputs import FAMILIES
@@ -90,7 +90,11 @@ def _ops() -> list[dict[str, Any]]:
 def _variants() -> list[dict[str, Any]]:
     order = list(OPS)
     rows = sorted(VARIANTS.values(), key=lambda row: order.index(row.op))
-    return [{name: getattr(row, name) for name in ("op", "name", "formula", "source", "hazard", "stable")} for row in rows]
+    stored = ("op", "name", "formula", "source", "hazard", "stable")
+    return [
+        {name: getattr(row, name) for name in stored} | {"bound": bounds.rule(row.key), "axes": list(variants.axes(row.key))}
+        for row in rows
+    ]
 
 
 def _formats() -> list[dict[str, Any]]:

@@ -195,7 +195,8 @@ def estimate(
     n: int = problem.logits.shape[-1]
     rows: int = problem.logits.size // n
     outputs = rows * op.width(n)
-    chosen = len(_chosen_variants(op.name, variants))
+    named = _chosen_variants(op.name, variants)
+    chosen, serial = len(named), 3e-5 * n * sum(row.steps for row in named)
     quick = chosen * (2e-2 + 8e-7 * (problem.logits.size + outputs))
     truth = 1.5e-5 * (problem.logits.size + outputs) * (2 if op.name == "log_softmax" else 1)
     slow = truth + (5e-5 * outputs + 2e-4 * rows) * chosen
@@ -204,7 +205,7 @@ def estimate(
     for fmt in _chosen_formats(formats):
         k = Arithmetic(fmt, summation, axes=axes)
         fast = k.fmt.precision >= k.output_format.precision and _is_fast(op.name, k.output_format, size)
-        total += (quick if fast else slow) + chosen * _extra(k, problem.logits.size, outputs, rows)
+        total += (quick if fast else slow) + serial + chosen * _extra(k, problem.logits.size, outputs, rows)
     return total
 
 

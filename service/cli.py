@@ -127,6 +127,26 @@ def _check_address(host: str, port: int) -> None:
         raise Refused(f"{detail}; choose another with --port or --host") from None
 
 
+@main.command()
+@click.option("--op", help="Only those of this op.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON instead of text.")
+def variants(op: str | None, as_json: bool) -> None:
+    """What each built-in variant computes, where it is from, what is wrong with it, and how large its error can be."""
+    known = [row["name"] for row in engine.catalogue("ops")]
+    if op not in (None, *known):
+        raise Refused(f"unknown op {op!r}; known: {', '.join(known)}")
+    rows = [row for row in engine.catalogue("variants") if op in (None, row["op"])]
+    if as_json:
+        _write_json({"variants": rows})
+        return
+    shown = []
+    for row in rows:
+        told = {name: row[name] for name in ("formula", "source", "hazard", "bound")} | {"axes": ", ".join(row["axes"])}
+        head = f"{row['op']}/{row['name']}{' (stable)' * row['stable']}"
+        shown.append("\n".join([head, *(f"  {name:8}{text}" for name, text in told.items())]))
+    _write("\n\n".join(shown) + "\n")
+
+
 # ---- softgauge evaluate ----------------------------------------------------------------------------------------------
 
 Command = Callable[..., Any]

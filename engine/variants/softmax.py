@@ -42,7 +42,7 @@ def shifted(x: Array, k: Arithmetic) -> Array:
     "softmax",
     "reciprocal",
     formula="exp(x_i - m) * (1 / sum_j exp(x_j - m)), m = max_j x_j",
-    source="XNNPACK, f32-raddstoreexpminusmax and a product",
+    source="XNNPACK",
     hazard="one more rounding than the division: a certain class may come out as 1 - u",
     stable=True,
 )
@@ -56,7 +56,7 @@ def reciprocal(x: Array, k: Arithmetic) -> Array:
     "softmax",
     "subtractive",
     formula="exp(x_i - L), L = m + log sum_j exp(x_j - m), m = max_j x_j",
-    source="Blanchard, Higham and Higham 2021, doi 10.1093/imanum/draa038, equation 1.3",
+    source="Blanchard, Higham and Higham 2021, doi 10.1093/imanum/draa038: the softmax without a division",
     hazard="L is rounded, and exp makes u abs(L) a relative error of every probability: logits far from 0 lose digits together",
 )
 def subtractive(x: Array, k: Arithmetic) -> Array:
@@ -124,7 +124,7 @@ def exp2_scaled(x: Array, k: Arithmetic) -> Array:
     "softmax",
     "offset",
     formula="2^((x_i - m) c + 8) / sum_j 2^((x_j - m) c + 8), c = log2 e, m = max_j x_j",
-    source="FlashAttention 3, hopper/softmax.h: exponentials up to 2^8, which fill the range of 8-bit formats",
+    source="FlashAttention 3: exponentials up to 2^8, which fill the range of 8-bit formats",
     hazard="the sum overflows 256 times sooner: float16 from 256 equal logits on",
 )
 def offset(x: Array, k: Arithmetic) -> Array:

@@ -70,6 +70,7 @@ def _share(x: Array, m: Array, s: Array, k: Arithmetic) -> Array:
     source="Milakov and Gimelshein 2018, arXiv 1805.02867, algorithm 3",
     hazard="s is rescaled, and rounded, at every new maximum: ascending logits are worst; the terms are added in order",
     stable=True,
+    steps=7,
 )
 def online(x: Array, k: Arithmetic) -> Array:
     """One pass for m and s, one for the quotients."""
@@ -94,7 +95,7 @@ def tiled(x: Array, k: Arithmetic) -> Array:
     "lazy_rescale",
     formula="as tiled, but m' = m while the maximum of a tile is not more than 4 log 2 above m",
     source="FlashAttention 4: the rescaling is left out below a threshold of 4 in log2 units",
-    hazard="exponentials reach 16, so that sums overflow 16 times sooner: float16 from 4,094 logits on",
+    hazard="exponentials reach 16: the sum overflows 16 times sooner",
 )
 def lazy_rescale(x: Array, k: Arithmetic) -> Array:
     """Rescaled where it must be."""
@@ -121,6 +122,7 @@ def split_merge(x: Array, k: Arithmetic) -> Array:
     " s = sum v_j 2^(n_j - N)",
     source="Dukhan and Ablavatski 2020, arXiv 2001.04438: the exponent is carried beside the sum, and no maximum is sought",
     hazard="x_i - n_i log 2 cancels where x_i is large; x_i log2 e may overflow; the terms are added in order",
+    steps=4,
 )
 def two_pass(x: Array, k: Arithmetic) -> Array:
     """A pair (v, n) for every exponential and for the sum."""
@@ -142,6 +144,7 @@ def two_pass(x: Array, k: Arithmetic) -> Array:
     source="Milakov and Gimelshein 2018, arXiv 1805.02867",
     hazard="as softmax/online; at a dominant maximum the sum rounds to 1; a row that is all -inf gives -inf",
     stable=True,
+    steps=7,
 )
 def logsumexp_online(x: Array, k: Arithmetic) -> Array:
     """m + log s of one pass."""
@@ -155,6 +158,7 @@ def logsumexp_online(x: Array, k: Arithmetic) -> Array:
     formula="L' = max(L, x_j) + log1p(exp(-abs(L - x_j))) for j = 1, 2, ...",
     source="numpy.logaddexp.reduce",
     hazard="L is rounded at every step: n roundings of the size of L; two infinities of one sign give NaN",
+    steps=5,
 )
 def logaddexp(x: Array, k: Arithmetic) -> Array:
     """A running logarithm."""
