@@ -120,14 +120,14 @@ class Rows:
         if not rows:
             return None
         terms = {row: self.term(row, row_term) for row in rows}
-        fixed = {row: _fix_term(term) for row, term in terms.items()}
+        fixed = {row: fix_term(term) for row, term in terms.items()}
         worst = max(v for v in fixed.values() if v is not None)
         mean = self._mean(terms, row_term)
         return RowFigure(worst, mean, next(row for row, v in fixed.items() if v == worst))
 
     def term(self, row: int, row_term: Callable[[int, int], Term | float]) -> Term | float:
         bits = self.truth.bits
-        while _fix_term(term := row_term(row, bits)) is None:
+        while fix_term(term := row_term(row, bits)) is None:
             bits, _ = more(bits, "a row's figure")
         return term
 
@@ -245,7 +245,7 @@ def _quotient(value: tuple[int, int], t: tuple[int, int, int], places: int) -> I
     return num // (hi << scale), -(-num // (lo << scale))
 
 
-def _fix_term(term: Term | float) -> float | None:
+def fix_term(term: Term | float) -> float | None:
     """A row's figure to 20 bits, None where its enclosure does not decide it."""
     return term if isinstance(term, float) else fix(term[0], term[1], 1, term[2], MEAN_BITS)
 

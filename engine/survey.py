@@ -369,23 +369,25 @@ class Survey:
         fixed = {}
         for row, (value, doubt) in sorted(terms.items()):
             if value + doubt >= least:
-                level = self.level + 1
+                levels = iter(range(self.level + 1, len(fast.TIERS)))
                 while (figure := _fixed(value, doubt, MEAN_BITS)) is None:
-                    value, doubt = self._row(name, row, level)
-                    if level > len(fast.TIERS):
-                        raise _Open
-                    level += 1
+                    finer = self._row(name, row, next(levels, None))
+                    if isinstance(finer, float):
+                        figure = finer
+                        break
+                    value, doubt = finer
                 fixed[row] = figure
         top = max(fixed.values())
         return top, min(row for row, figure in fixed.items() if figure == top)
 
-    def _row(self, name: str, row: int, level: int) -> tuple[Real, Real]:
-        """A row's figure and what it may be off by, at a tier; beyond the last by the exact path."""
-        if level < len(fast.TIERS):
+    def _row(self, name: str, row: int, level: int | None) -> tuple[Real, Real] | float:
+        """A row's figure and what it may be off by, at a tier; or, where there is none, to 20 bits by the exact path, for which a
+        figure beside the middle of two such numbers is no less plain."""
+        if level is not None:
             part = screen(next(self._works(level, [row])))
             if not (part.open_rows or part.far_rows):
                 return (inf, 0.0) if f"{name} infinite" in part.first else part.sums[name]
-        return _Far(self, [row]).rows(name)[row]
+        return _Far(self, [row]).figure(name)
 
     def _sum_defect(self) -> float | None:
         p, name = self.partial, self.op.name
@@ -505,11 +507,22 @@ class _Far:
 
     def rows(self, name: str) -> dict[int, tuple[float, float]]:
         """A figure of the rows that have a truth: (value, what it may be off by)."""
-        m = self.measured
-        of_rows = metrics.Rows(m)
-        term = {"kl": of_rows.kl, "total_variation": of_rows.total_variation, "backward_error": of_rows.backward_error}[name]
-        found = {place: of_rows.term(place, term) for place in range(len(self._rows)) if not m.kinds.want_nan[place * self._width]}
+        found = {place: self._term(name, place) for place in range(len(self._rows)) if not self._untrue(place)}
         return {self._rows[place]: (inf, 0.0) if isinstance(t, float) else _rounded(t[:2], t[2]) for place, t in found.items()}
+
+    def figure(self, name: str) -> float:
+        """The same of the first row, to 20 bits."""
+        found = metrics.fix_term(self._term(name, 0))
+        assert found is not None
+        return found
+
+    def _term(self, name: str, place: int) -> metrics.Term | float:
+        of_rows = metrics.Rows(self.measured)
+        term = {"kl": of_rows.kl, "total_variation": of_rows.total_variation, "backward_error": of_rows.backward_error}[name]
+        return of_rows.term(place, term)
+
+    def _untrue(self, place: int) -> bool:
+        return bool(self.measured.kinds.want_nan[place * self._width])
 
     def preserved(self) -> int:
         """How many rows keep their argmax."""

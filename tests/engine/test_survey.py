@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 from dataclasses import asdict
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -529,6 +530,24 @@ def test_the_first_row_of_infinite_divergence_may_be_one_that_rounding_makes_so(
     for outputs in ([-1.797e308, -INF], [-INF, -1.797e308], [-1.79769313e308, -INF], [-INF, 0.0]):
         output = np.array(outputs)[:, None]
         assert_same(output, Truth(Problem("log_softmax", np.zeros((2, 1))), FORMATS["float64"]), outputs)
+
+
+def test_a_row_figure_beside_the_middle_of_two_is_decided_for_its_row_alone():
+    """All errors of the first row have one sign, but a far smaller one: sum abs(c - T) / 2 is (sum c - 1) / 2 to 2^-130."""
+    x = np.random.default_rng(7).normal(0, 3, (3, 800))
+    x[:, 0] = -90
+    truth = Truth(Problem("softmax", x), FORMATS["float64"])
+    output = truth.rounded().copy()
+    output[0, 1:] *= 1 + 2.0**-44
+    output[0, 0] *= 1 - 2.0**-40
+    small = 1 + int(np.argmin(output[0, 1:]))
+    excess = sum(map(Fraction, output[0, 1:].tolist())) - 1
+    unit = Fraction(2) ** (math.frexp(float(excess))[1] - 20)
+    output[0, small] += float((math.floor(excess / unit) + Fraction(1, 2)) * unit - excess)
+    assert (2 * (sum(map(Fraction, output[0, 1:].tolist())) - 1) / unit).denominator == 1
+    taken = assert_same(output, truth, "")
+    assert taken._exact is None
+    assert taken.metrics().total_variation.worst_row == 0
 
 
 def test_a_relative_error_beyond_binary64_is_infinite_as_that_of_a_truth_0_is():
