@@ -96,7 +96,7 @@ HUGE 2^(20 + 24 + UP)); weights 0 or in [2^-900, 2^20], the largest above 2^-60 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import fsum
@@ -153,6 +153,14 @@ class Tier(NamedTuple):
     def bound(self) -> float:
         """Relative error of a softmax."""
         return (2 * self.exp + self.total + self.quotient) * (1 + 2.0**-20)
+
+    def __reduce__(self) -> tuple[Callable[[str], Tier], tuple[str]]:
+        """In another process it is the tier of that name there, not its double: `is` tells tiers apart."""
+        return _named, (self.name,)
+
+
+def _named(name: str) -> Tier:
+    return next(tier for tier in TIERS if tier.name == name)
 
 
 T0 = Tier("T0", 2.0**-51.98, 2.0**-87, 2.0**-52, 2.0**-51.9, 2, 2.0**-20)

@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+import pickle
 from dataclasses import asdict
 from fractions import Fraction
 
@@ -692,7 +693,29 @@ def test_figures_do_not_depend_on_processes(monkeypatch):
     monkeypatch.setattr(survey, "PART", 40)
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         for task in TASKS:
-            assert_same(*reversed(_batch(task, "float32")), task, map=pool.imap)
+            for fmt in ("float16", "float32", "float64"):
+                assert_same(*reversed(_batch(task, fmt)), f"{task} {fmt}", map=pool.imap)
+
+
+def elsewhere(function, arguments):
+    """Like map, but everything goes through pickle, as between processes."""
+    return [pickle.loads(pickle.dumps(function(pickle.loads(pickle.dumps(argument))))) for argument in arguments]
+
+
+@every_format
+@every_task
+@pytest.mark.parametrize("below", [0, 2])
+def test_figures_are_those_of_what_was_sent(task, fmt, below, monkeypatch):
+    """At the first tier, and at the last."""
+    undecided(monkeypatch, below)
+    rng, form = np.random.default_rng(seed_of(task, fmt)), FORMATS[fmt]
+    problem = problem_of(task, fitting(task, round_array(rng.standard_normal((30, 40)) * 4, form)), form, rng, 0)
+    for variant in of_op(problem.op):
+        assert_same(run(variant, problem, form), Truth(problem, form), variant.name, map=elsewhere)
+
+
+def test_a_tier_is_the_same_wherever_it_is_sent():
+    assert all(pickle.loads(pickle.dumps(tier)) is tier for tier in fast.TIERS)
 
 
 # ---- audit -----------------------------------------------------------------------------------------------------------
