@@ -360,7 +360,7 @@ class Survey:
         value, doubt = p.sums.get(name, (0.0, 0.0))
         for term in single.values():
             value, doubt = value + term[0], doubt + term[1] + abs(float(value)) * 2.0**-51
-        mean = _fixed_mean(value, doubt, rows, None)
+        mean = abs(_fixed_mean(value, doubt, rows, None))  # of what may be off to below 0 it is -0
         return RowFigure(worst, mean, worst_row)
 
     def _worst_row(self, name: str, terms: Mapping[int, tuple[Real, Real]]) -> tuple[float, int]:
