@@ -166,6 +166,7 @@ def test_fields_of_a_request() -> None:
         ("softmax", 180_000, ["float16", "float32", "float64"], None),
         ("logsumexp", 900_000, ["float16", "float32", "float64"], None),
         ("log_softmax", 650_000, ["float16", "float32", "float64"], None),
+        ("softmax", 2_000_000, ["float16", "float32", "float64"], ["naive", "shifted"]),
     ],
 )
 def test_about_how_much_one_request_may_ask_for(op: str, elements: int, formats: list[str], variants: list[str] | None) -> None:

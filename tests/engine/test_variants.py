@@ -9,7 +9,7 @@ import pytest
 
 from engine.arithmetic import Arithmetic
 from engine.errors import UnknownName
-from engine.formats import FORMATS, from_ordinals, ordinals, round_array
+from engine.formats import FORMATS, from_ordinals, ordinals, round_array, widen
 from engine.inputs import FAMILIES, generate
 from engine.ops import OPS
 from engine.recorder import Recorder
@@ -312,3 +312,90 @@ def test_variants_of_an_unknown_op_are_asked_for_in_vain():
 def test_a_variant_of_an_unknown_op_cannot_be_added():
     with pytest.raises(UnknownName):
         variant("sparsemax", "naive", formula="", source="", hazard="")(p_naive)
+
+
+# What the catalogue warns of
+
+
+def run_rows(key, rows, fmt="float32", *extra, summation="numpy"):
+    form = FORMATS[fmt]
+    with np.errstate(all="ignore"):
+        return widen(VARIANTS[key].run(round_array(np.array(rows, float), form), *extra, Arithmetic(form, summation)))
+
+
+def test_a_wrong_shift_and_a_finite_sentinel_divide_zeros():
+    assert np.isnan(run_rows("softmax/wrong_shift", [-110.0, -111.0])).all()
+    assert np.isnan(run_rows("softmax/finite_sentinel", [-11000.0, -11001.0])).all()
+    for key in ("softmax/wrong_shift", "softmax/finite_sentinel"):
+        assert (run_rows(key, [5.0, -INF]) == [1, 0]).all()
+
+
+def test_a_sum_overflows_sooner_where_exponentials_are_large():
+    assert (run_rows("softmax/offset", np.zeros(255), "float16") > 0).all()
+    assert (run_rows("softmax/offset", np.zeros(256), "float16") == 0).all()
+    x = np.full(4600, 2.75)
+    x[:128] = 0
+    assert (run_rows("softmax/lazy_rescale", x, "float16") == 0).all()
+    assert (run_rows("softmax/tiled", x, "float16") > 0).all()
+
+
+def test_logits_far_from_0_lose_digits_where_a_logarithm_or_a_product_of_them_is_rounded():
+    x = np.array([1e4, 1e4 - 1])
+    right = run_rows("softmax/shifted", x)
+    for key in ("softmax/subtractive", "softmax/exp2_scaled"):
+        off = np.abs(run_rows(key, x) / right - 1).max()
+        assert 1e-5 < off < 1e-2
+    assert np.abs(run_rows("log_softmax/subtractive", x) - run_rows("log_softmax/shifted", x)).max() > 1e-5
+
+
+def test_exponentials_stored_after_they_were_summed_do_not_sum_to_1():
+    x = np.linspace(0, 3, 40)
+    assert abs(run_rows("softmax/stored_16_bit", x).sum() - 1) < 1e-6
+    assert abs(run_rows("softmax/stored_after_sum", x).sum() - 1) > 1e-5
+
+
+def test_a_loss_with_an_epsilon_ends_at_it():
+    x, y = np.array([0.0, 40.0]), np.array(0)
+    assert run_rows("cross_entropy/fused", x, "float32", y) == 40
+    for key in ("cross_entropy/clipped", "cross_entropy/log_with_eps"):
+        assert abs(run_rows(key, x, "float32", y) - 16.118095) < 1e-5
+    assert run_rows("cross_entropy/log_with_eps", x, "float32", np.array(1)) < 0
+    assert abs(run_rows("log_softmax/log_with_eps", x)[0] + 16.118095) < 1e-5
+
+
+def test_the_loss_by_the_others_keeps_its_last_digits_and_overflows():
+    x = np.array([0.0, -30.0, -31.0])
+    assert run_rows("cross_entropy/fused", x, "float32", np.array(0)) == 0
+    found = run_rows("cross_entropy/log1p_of_others", x, "float32", np.array(0))
+    assert abs(found / (math.exp(-30) + math.exp(-31)) - 1) < 1e-6
+    assert run_rows("cross_entropy/log1p_of_others", [0.0, 100.0], "float32", np.array(0)) == INF
+
+
+def test_gradients_of_a_certain_target():
+    x, y = np.array([12.0, 0.0, 0.0]), np.array(0)
+    true = -2 * math.exp(-12) / (1 + 2 * math.exp(-12))
+    assert abs(run_rows("cross_entropy_grad/others", x, "float32", y)[0] / true - 1) < 1e-6
+    assert abs(run_rows("cross_entropy_grad/fused", x, "float32", y)[0] / true - 1) > 1e-4
+    assert run_rows("cross_entropy_grad/in_place_16_bit", x, "float32", y)[0] == 0
+
+
+STREAMS = ["softmax/online", "softmax/tiled", "softmax/lazy_rescale", "softmax/split_merge", "softmax/two_pass"]
+
+
+@pytest.mark.parametrize("key", [*STREAMS, "softmax/reciprocal", "softmax/max_left_out"])
+def test_streams_agree_with_the_shifted_form(key):
+    rng = np.random.default_rng(4)
+    for n in (1, 2, 127, 128, 129, 400):
+        x = rng.normal(0, 5, (3, n))
+        assert np.abs(run_rows(key, x) - run_rows("softmax/shifted", x)).max() < 1e-5
+        x[:, : n // 2] = -INF
+        assert np.abs(run_rows(key, x) - run_rows("softmax/shifted", x)).max() < 1e-5
+    assert (run_rows(key, [1000.0, 1001.0]) > 0).all() or key == "softmax/two_pass"
+
+
+@pytest.mark.parametrize("key", ["logsumexp/online", "logsumexp/split_merge", "logsumexp/logaddexp"])
+def test_running_logarithms_agree_with_the_shifted_form(key):
+    x = np.random.default_rng(5).normal(0, 5, (3, 50))
+    assert np.abs(run_rows(key, x) - run_rows("logsumexp/shifted", x)).max() < 1e-4
+    masked = np.full((1, 3), -INF)
+    assert run_rows(key, masked) == -INF
