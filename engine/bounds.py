@@ -65,7 +65,7 @@ The first-order form of the softmax bound, p_i u (|d_i| + c + W + H/u + 1), W = 
 theorem 4.2): the last addition alone costs |y| u. Both are among the tests.
 
 Evaluated in binary64 by + - * / and scaling alone, in an order that depends on n only: the same bits on every machine and for
-every split. Exponentials, logarithms and sums of at most 2^24 terms are off by less than 2^-44 of themselves, the result is made
+every split. Exponentials, logarithms and sums of at most 2^24 terms are off by less than 2^-42 of themselves, the result is made
 larger by 2^-40, and by 2^-1074.
 """
 
@@ -335,8 +335,9 @@ class Rows:
         self.dead = ~np.isfinite(top)
         self.m = np.where(self.dead, 0.0, top)
         self.first = np.argmax(logits, axis=1)
+        self.kept = logits.size <= _KEPT
         self._kept: tuple[Array, Array, Array] | None = None
-        if logits.size <= _KEPT:
+        if self.kept:
             self._kept = self._columns(slice(0, self.n))
 
     def _columns(self, part: Part) -> tuple[Array, Array, Array]:
@@ -441,7 +442,10 @@ class Exponentials:
             self.unit, size = _exp(-r.y), _exp(r.y)  # 1/sum, sum
         else:
             self.unit, size = 1 / r.whole, r.whole
-        self.terms = r.sum(lambda part: r.columns(part)[2] * _expm1(self.theta(*r.columns(part)[:2]))) / r.whole
+        self._grown: Array | None = None
+        if r.kept:
+            self._grown = self._growth(slice(0, r.n))
+        self.terms = r.sum(lambda part: r.columns(part)[2] * self._growth(part)) / r.whole
         eps = self.terms + (k.n * (k.z + k.term) + k.total) * self.unit
         fits = (eps < 1) & (size * (1 + eps) * _factor(k.h) <= k.limit)
         self.eps = np.where(fits, eps, inf)
@@ -454,28 +458,40 @@ class Exponentials:
             size, kappa, slip = np.abs(x), k.natural_kappa, k.natural_slip
         else:
             size, kappa, slip = np.abs(d), k.kappa, k.slip
-        found = np.where(size > 0, k.v * (kappa * np.minimum(size, 2.0**1000) + k.c) + slip, 0.0)
-        return np.asarray(np.minimum(found, _MOST))
+        found = np.minimum(size, 2.0**1000)
+        found *= k.v * kappa
+        found += k.v * k.c + slip
+        np.minimum(found, _MOST, out=found)
+        found *= size > 0
+        return np.asarray(found)
+
+    def _growth(self, part: Part) -> Array:
+        """expm1(th_j) of some columns."""
+        if self._grown is None:
+            return _expm1(self.theta(*self.r.columns(part)[:2]))
+        return self._grown[:, part]
 
     def share(self, x: Array) -> tuple[Array, Array]:
         """(p, B) of probabilities of some logits, (rows, columns)."""
         r = self.r
         d = x - r.m
-        return self._share(_exp(d) / r.whole, self.theta(x, d))
+        return self._share(_exp(d) / r.whole, _expm1(self.theta(x, d)))
 
     def part(self, part: Part) -> tuple[Array, Array]:
         """The same for some columns."""
-        x, d, e = self.r.columns(part)
-        return self._share(e / self.r.whole, self.theta(x, d))
+        return self._share(self.r.columns(part)[2] / self.r.whole, self._growth(part))
 
-    def _share(self, p: Array, theta: Array) -> tuple[Array, Array]:
+    def _share(self, p: Array, growth: Array) -> tuple[Array, Array]:
+        """growth: expm1(th); expm1(th + a) = growth (1 + expm1(a)) + expm1(a)."""
         k, left = self.r.k, 1 - self.eps
         some = left > 0
         more = k.h + self.roundings * k.u1
-        a = np.minimum(theta + more, _MOST)
         left = np.where(some, left, 1.0)
-        b = p * ((_expm1(a) + self.eps) / left) + (k.z * _factor(more) * self.unit / left + self.roundings * k.least)
-        return p, np.where(some, b + 4 * _LEAST, inf)  # p itself may be off by as much
+        b = growth * (_factor(more) / left)
+        b += (_grown(more) + self.eps) / left
+        b *= p
+        b += np.where(some, k.z * _factor(more) * self.unit / left + self.roundings * k.least + 4 * _LEAST, inf)
+        return p, b  # p itself may be off by 4 _LEAST
 
     def log(self) -> Array:
         """A: what the computed logarithm of the sum may be off by."""
@@ -811,9 +827,11 @@ class Allowed:
         for ops that are not CONDITIONED. With x_max = max abs(x_i) over the finite logits, and in the largest norm:
 
         logsumexp  x_max / abs(y);  cross_entropy  x_max sum_i abs(p_i Y - y_i) / l
-        log_softmax  2 x_max (1 - min p) / max abs(l_i);  softmax, cross_entropy_grad  2 x_max Y max p_i (1 - p_i) / max abs(T_i)
+        log_softmax  2 x_max (1 - min p) / max abs(l_i);  softmax, cross_entropy_grad  2 x_max Y max p_i (1 - p_i) / max abs(T_i),
+        where p (1 - p) is largest for the largest p: the others are below 1 - p
         """
-        r, x_max = self._of, self._of.largest(lambda part: np.abs(self._of.columns(part)[0]))
+        r = self._of
+        x_max = np.maximum(np.abs(r.m), r.largest(lambda part: -r.columns(part)[0]))
         with np.errstate(all="ignore"):
             if self._op == "logsumexp":
                 share, size = np.ones_like(r.y), np.abs(r.y)
@@ -824,9 +842,11 @@ class Allowed:
             elif self._op == "log_softmax":
                 gap = r.largest(lambda part: -r.columns(part)[1])
                 share, size = 2 * (1 - _exp(-gap) / r.whole), gap + r.log
-            elif self._op in ("softmax", "cross_entropy_grad"):
+            elif self._op == "softmax":
+                share, size = 2 * (1 / r.whole) * (r.rest / r.whole), 1 / r.whole
+            elif self._op == "cross_entropy_grad":
                 whole, _, y = _targets(r)
-                share = 2 * whole * r.largest(lambda part: r.p(part) * (1 - r.p(part)))
+                share = 2 * whole * (1 / r.whole) * (r.rest / r.whole)
                 size = r.largest(lambda part: np.abs(r.p(part) * whole - y(part)))
             else:
                 return np.zeros(len(r.m))
@@ -875,7 +895,13 @@ def _lost_share(share: Array) -> Array:
 
 
 def _tree(values: Array) -> Array:
-    """Row sums (rows, 1): halves added to halves."""
+    """Row sums (rows, 1): of 64 columns, one after the other, then halves added to halves."""
+    rows, n = values.shape
+    if n > 2 * _COLUMNS:
+        even = n - n % _COLUMNS
+        folded = np.add.reduce(values[:, :even].reshape(rows, -1, _COLUMNS), axis=1)
+        folded[:, : n - even] += values[:, even:]
+        values = folded
     while (n := values.shape[1]) > 1:
         half = n // 2
         folded = values[:, :half] + values[:, half : 2 * half]
@@ -885,6 +911,7 @@ def _tree(values: Array) -> Array:
     return values
 
 
+_COLUMNS = 64
 _STEPS = 64
 _LN2_HIGH = float.fromhex("0x1.62e42fefa0000p-7")
 _LN2_LOW = float.fromhex("0x1.cf79abc9e3b39p-46")
@@ -898,8 +925,17 @@ def _powers() -> Array:
 
 def _exp(x: Array) -> Array:
     """exp to 2^-50, infinite above 709: x = (64 k + j) log 2 / 64 + r, |r| < 2^-7.5, and five terms."""
-    total, steps = _reduced(np.clip(x, -760.0, 709.0))
-    return np.where(x > 709.0, inf, np.ldexp(total, steps >> 6))
+    return np.where(x > 0, np.where(x > 709.0, inf, _exp_up(np.clip(x, 0.0, 709.0))), _exp_down(np.minimum(x, 0.0)))
+
+
+def _exp_up(x: Array) -> Array:
+    """exp of numbers from 0 to 709, the same."""
+    total, steps = _reduced(x)
+    steps >>= 6
+    steps += 1023
+    steps <<= 52
+    total *= steps.view(np.float64)
+    return total
 
 
 def _exp_down(x: Array) -> Array:
@@ -931,12 +967,19 @@ def _reduced(x: Array) -> tuple[Array, Array]:
 
 
 def _expm1(t: Array) -> Array:
-    """exp(t) - 1 to 2^-44, t >= 0."""
-    small = t * (1 + t * (1 / 2 + t * (1 / 6 + t * (1 / 24 + t * (1 / 120 + t * (1 / 720))))))
-    far = t > 2.0**-6
+    """exp(t) - 1 and no less but for 2^-49 of it, t >= 0: t/(1 - t/2 + t^2/12 - t^4/720), whose rest below 1 is t^6/30240 and less,
+    positive (the Bernoulli numbers alternate); above 1 from exp."""
+    square = t * t
+    found = square * (-1 / 720)
+    found += 1 / 12
+    found *= square
+    found -= 0.5 * t
+    found += 1
+    np.divide(t, found, found)
+    far = t > 1
     if far.any():
-        small[far] = _exp(t[far]) - 1
-    return small
+        found[far] = _exp_up(t[far]) - 1
+    return found
 
 
 def _log1p(s: Array) -> Array:

@@ -1171,7 +1171,10 @@ class _Rows:
             unbounded = int(np.count_nonzero(self._out(cell, own == inf)))
             counts["unbounded"] += unbounded
             counts["bounded"] -= unbounded
-        wide = self._out(cell, (own >= cell.a * (1 - 2.0**-20)) & (own < inf))
+        wide = own >= cell.a * (1 - 2.0**-20)
+        if not float(own.max()) < inf:
+            wide &= own < inf
+        wide = self._out(cell, wide)
         if cell.gone is not None:
             wide &= ~cell.gone
         at = np.flatnonzero(wide)
