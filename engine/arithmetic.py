@@ -156,11 +156,14 @@ class Arithmetic:
         """
         if self.accumulator is not self:
             return self.take(self.accumulator.sum(self.accumulator.take(a)))
-        heard = self._recorder.listen(self._adder, self.summation) if self._recorder is not None else None
-        adder = self._adder if heard is None else heard.adder
-        total = self._step("sum", lambda terms: SUMMATIONS[self.summation].add(terms, adder), a)
+        return self._heard(self.summation, lambda adder: self._step("sum", lambda t: SUMMATIONS[self.summation].add(t, adder), a))
+
+    def _heard(self, summation: str, added: Callable[[Adder], Array]) -> Array:
+        """A sum made with the adder that it is given; what it absorbs is noted."""
+        heard = None if self._recorder is None else self._recorder.listen(self._adder, summation)
+        total = added(self._adder if heard is None else heard.adder)
         if heard is not None and self._recorder is not None:
-            self._recorder.heard(heard, self.summation, total, self.fmt)
+            self._recorder.heard(heard, summation, total, self.fmt)
         return total
 
     @property
@@ -194,11 +197,11 @@ class Arithmetic:
 
     def unmasked(self, a: Array) -> Array:
         """0 for -inf: the maximum of what is masked altogether, from which nothing need be subtracted."""
-        return np.where(a == -np.inf, np.zeros((), a.dtype), a)
+        return self._selected(np.where(a == -np.inf, np.zeros((), a.dtype), a), a, lambda mask: mask & (a != -np.inf))
 
     def where_finite(self, a: Array) -> Array:
         """a where it is finite, else 0."""
-        return np.where(np.isfinite(a), a, np.zeros((), a.dtype))
+        return self._selected(np.where(np.isfinite(a), a, np.zeros((), a.dtype)), a, lambda mask: mask & np.isfinite(a))
 
     def equals(self, a: Array, value: float) -> Array:
         """Whether elements are a value."""
@@ -220,15 +223,16 @@ class Arithmetic:
     def running_max(self, a: Array) -> Array:
         """The largest element of each row up to each place, NaN from the first one on: exact."""
         with np.errstate(all="ignore"):
-            return np.asarray(np.maximum.accumulate(a, axis=-1))
+            found = np.asarray(np.maximum.accumulate(a, axis=-1))
+        return self._selected(found, a, lambda mask: np.logical_or.accumulate(mask, axis=-1))
 
     def before(self, a: Array) -> Array:
         """The element before each of a row; before the first stands the first itself."""
-        return np.concatenate((a[..., :1], a[..., :-1]), axis=-1)
+        return self._selected(_shifted_by_one(a), a, _shifted_by_one)
 
     def term(self, a: Array, column: int) -> Array:
         """One column: shape B."""
-        return np.array(a[..., column])
+        return self._selected(np.array(a[..., column]), a, lambda mask: mask[..., column])
 
     def tiles(self, a: Array, size: int) -> list[Array]:
         """Each row in tiles of so many columns, the last maybe smaller."""
@@ -237,11 +241,18 @@ class Arithmetic:
 
     def stack(self, columns: Sequence[Array]) -> Array:
         """Rows of what has shape B."""
-        return np.stack(columns, axis=-1)
+        found = np.stack(columns, axis=-1)
+        if self._recorder is not None:
+            self._recorder.gather(found, columns, partial(np.stack, axis=-1))
+        return found
 
     def spread(self, a: Array, size: int, like: Array) -> Array:
         """What is said of each tile, for each element of it: the shape of `like`."""
-        return np.repeat(a, size, axis=-1)[..., : like.shape[-1]]
+
+        def spread(each: Array) -> Array:
+            return np.array(np.repeat(each, size, axis=-1)[..., : like.shape[-1]])
+
+        return self._selected(spread(a), a, spread)
 
     def recurrence(self, factors: Array, terms: Array) -> Array:
         """s of each row after s = t_0 and s = s f_j + t_j for j = 1, 2, ...: a sum that is rescaled as it grows, shape B.
@@ -252,12 +263,17 @@ class Arithmetic:
         if k is not self:
             return self.take(k.recurrence(k.take(factors), k.take(terms)))
         wide = partial(_in_turn, widen(factors), grow=lambda s, f, t: s * f + t, add=np.add)
-        return self._step("sum", partial(_in_turn, factors, grow=self._grown, add=self._adder.add), terms, wide=wide)
 
-    def _grown(self, s: Array, f: Array, t: Array) -> Array:
+        def added(adder: Adder) -> Array:
+            steps = partial(_in_turn, factors, grow=partial(self._grown, adder.add), add=adder.add)
+            return self._step("sum", steps, terms, wide=wide)
+
+        return self._heard("sequential", added)
+
+    def _grown(self, add: Callable[[Array, Array], Array], s: Array, f: Array, t: Array) -> Array:
         if self._asked.fma:
             return self._silent("fma", partial(elementary.fma, fmt=self.fmt), s, f, t)
-        return self._adder.add(self._silent("multiply", np.multiply, s, f), t)
+        return add(self._silent("multiply", np.multiply, s, f), t)
 
     def rescaled(self, a: Array, factors: Array, size: int) -> Array:
         """Tiles of a size, each times the factors (shape B + (tiles,)) of all later tiles, one after the other: the shape of a.
@@ -378,6 +394,10 @@ def _in_turn(factors: Array, terms: Array, grow: Callable[..., Array], add: Call
     for j, moves in enumerate(np.any(f != 1, axis=1).tolist()[1:], 1):
         total = grow(total, f[j], t[j]) if moves else add(total, t[j])
     return np.array(total).reshape(terms.shape[:-1])
+
+
+def _shifted_by_one(a: Array) -> Array:
+    return np.concatenate((a[..., :1], a[..., :-1]), axis=-1)
 
 
 def _columns(a: Array, span: slice) -> Array:

@@ -16,7 +16,7 @@ Every array that a step makes has an origin: the step, the origins of its operan
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 
@@ -149,6 +149,18 @@ class Recorder:
         if origin is not _GIVEN:
             broken = tuple((number, select(mask.reshape(source.shape))) for number, mask in origin.broken)
             self._remember(result, replace(origin, broken=broken, changed=None))
+
+    def gather(self, result: Array, sources: Sequence[Array], build: Callable[[list[Array]], Array]) -> None:
+        """An array made of several others without any arithmetic: build does the same to their masks."""
+        origins = [self._origin(source) for source in sources]
+        masks = [dict(origin.broken) for origin in origins]
+        whole = [np.zeros(source.shape, bool) for source in sources]
+        broken = []
+        for number in sorted({number for each in masks for number in each}):
+            parts = [each[number].reshape(none.shape) if number in each else none for each, none in zip(masks, whole, strict=True)]
+            broken.append((number, build(parts)))
+        if any(origin is not _GIVEN for origin in origins):
+            self._remember(result, _Origin("gathered", tuple(origins), tuple(broken)))
 
     def _origin(self, array: Array) -> _Origin:
         for owner in (array, array.base):

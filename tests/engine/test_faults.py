@@ -312,3 +312,32 @@ def test_a_numerator_and_its_term_that_were_rounded_differently(reciprocal):
     assert fault.detail.endswith(
         ": the numerator and its term in the sum were rounded differently, so the quotients need not sum to 1"
     )
+
+
+def test_an_online_sum_of_ones_stalls_as_a_plain_one_does():
+    found = faults("softmax/online", np.zeros(4096))
+    assert [(fault.step, fault.kind) for fault in found] == [("sum", "stalled")]
+    assert "2048" in found[0].detail
+    fused = Arithmetic(F16, recorder=(recorder := Recorder()), axes=Axes(fma=True))
+    VARIANTS["softmax/online"].run(np.zeros(4096, np.float16), fused)
+    assert [step.kind for step in recorder.steps] == ["stalled"]
+
+
+def test_a_chain_reaches_through_tiles_and_stacks():
+    recorder = Recorder()
+    x = np.zeros((2, 300), np.float16)
+    x[1, 140] = 60000
+    k = Arithmetic(F16, recorder=recorder)
+    tops = k.stack([k.max(k.exp(tile)) for tile in k.tiles(x, 128)])
+    zero = k.constant(0)
+    for reached in (k.before(tops), k.spread(tops, 2, np.zeros((2, 5))), k.unmasked(tops), k.running_max(tops), k.term(tops, 1)):
+        k.mul(reached, zero)
+    k.mul(k.where_finite(tops), zero)
+    found = [(step.name, step.kind, step.count, step.chain) for step in recorder.steps]
+    assert found == [("exp", "overflow", 1, ()), *(("multiply", "invalid", count, (0,)) for count in (1, 2, 1, 2, 1))]
+
+
+def test_a_merged_sum_tells_what_broke_its_parts():
+    found = faults("logsumexp/split_merge", [6e4, -INF, INF, 1.0])
+    assert [(fault.step, fault.kind) for fault in found][:1] == [("subtract", "invalid")]
+    assert all(fault.chain == (0,) for fault in found[1:])
