@@ -831,7 +831,7 @@ class Allowed:
         where p (1 - p) is largest for the largest p: the others are below 1 - p
         """
         r = self._of
-        x_max = np.maximum(np.abs(r.m), r.largest(lambda part: -r.columns(part)[0]))
+        x_max = np.maximum(np.abs(r.m), r.largest(lambda part: -r.columns(part)[0])) + 0.0  # no -0
         with np.errstate(all="ignore"):
             if self._op == "logsumexp":
                 share, size = np.ones_like(r.y), np.abs(r.y)

@@ -27,7 +27,8 @@ IN_ORDER = ("accumulator", "exp", "subnormals", "output_format", "overflow", "fm
 """Those of a variant that adds one term after the other, whatever the summation."""
 
 CLAIMS: Mapping[str, str] = {
-    "finite": "no NaN for finite logits, as long as no sum of n ones and no difference of two logits overflows the format",
+    "finite": "no NaN for finite logits, as long as no sum of n ones, no difference of two logits and no weighted loss overflows"
+    " the format",
     "mask": "a logit of -inf gets a probability of 0 and changes nothing for the others, as long as there are any",
     "permutation": "logits in another order give the same results in that order, where the summation is exact",
     "shift": "the same constant added to every logit changes nothing, where that addition is exact",

@@ -13,6 +13,8 @@ from engine.variants import logsumexp, softmax, variant
     formula="-sum_i y_i log p_i, p = exp(x) / sum(exp(x))",
     source="the definition, on softmax/naive",
     hazard="NaN wherever the naive softmax is NaN, +inf where p_t is 0, and 0 * -inf = NaN where y_i and p_i are 0 (optax#896)",
+    issues=("google-deepmind/optax#896",),
+    claims="permutation",
 )
 def naive(x: Array, y: Array, k: Arithmetic) -> Array:
     """-sum(y log p) from the naive p."""
@@ -25,6 +27,11 @@ def naive(x: Array, y: Array, k: Arithmetic) -> Array:
     formula="-sum_i y_i log p_i, p = exp(x - m) / sum(exp(x - m)), m = max(x)",
     source="the definition, on softmax/shifted",
     hazard="+inf where p_t underflows to 0, 0 * -inf = NaN where y_i and p_i are 0 (optax#896)",
+    issues=(
+        "google-deepmind/optax#896",
+        "onnx/onnx#8423",
+    ),
+    claims="permutation shift",
 )
 def log_of_softmax(x: Array, y: Array, k: Arithmetic) -> Array:
     """-sum(y log p) from the shifted p."""
@@ -38,6 +45,8 @@ def log_of_softmax(x: Array, y: Array, k: Arithmetic) -> Array:
     source="the fused loss of the frameworks, on logsumexp/shifted",
     hazard="L - x_t cancels where the loss is small against the logits",
     stable=True,
+    issues=("pytorch/pytorch#11752",),
+    claims="finite permutation",
 )
 def fused(x: Array, y: Array, k: Arithmetic) -> Array:
     """logsumexp - x at the target, or weighted by y; y_i = 0 contributes exactly 0."""
@@ -60,6 +69,8 @@ def _loss(p: Array, y: Array, k: Arithmetic) -> Array:
     source="PyTorch, JAX: the loss of log_softmax/shifted",
     hazard="at a dominant target the sum rounds to 1 and the loss to 0",
     stable=True,
+    issues=("pytorch/pytorch#113708",),
+    claims="finite permutation shift",
 )
 def split(x: Array, y: Array, k: Arithmetic) -> Array:
     """The maximum cancels before the logarithm is added."""
@@ -76,6 +87,7 @@ def split(x: Array, y: Array, k: Arithmetic) -> Array:
     formula="-sum_i y_i log(p_i + 1e-7), p = exp(x - m) / sum(exp(x - m)), m = max(x)",
     source="losses that add an epsilon to the probability",
     hazard="the loss is at most 16.1, and negative where the target is certain",
+    claims="permutation shift",
 )
 def log_with_eps(x: Array, y: Array, k: Arithmetic) -> Array:
     """-sum(y log(p + eps))."""
@@ -88,6 +100,8 @@ def log_with_eps(x: Array, y: Array, k: Arithmetic) -> Array:
     formula="-sum_i y_i log min(max(p_i, eps), 1 - eps), eps = 1e-7, p = exp(x - m) / sum(exp(x - m)), m = max(x)",
     source="Keras, categorical_crossentropy of probabilities",
     hazard="the loss is at most 16.118, with no gradient beyond, and at least 1e-7; in 16 bits 1 - eps is 1",
+    issues=("tensorflow/tensorflow#62204",),
+    claims="permutation shift",
 )
 def clipped(x: Array, y: Array, k: Arithmetic) -> Array:
     """-sum(y log(clip(p)))."""
@@ -102,6 +116,7 @@ def clipped(x: Array, y: Array, k: Arithmetic) -> Array:
     formula="log1p(sum_{j != t} exp(x_j - x_t)); of a distribution as fused",
     source="the loss as a function of the differences from the target: softplus for two classes",
     hazard="overflows where a logit is the format's exp limit above the target's; exact to the last digits where the loss is small",
+    claims="permutation",
 )
 def log1p_of_others(x: Array, y: Array, k: Arithmetic) -> Array:
     """log(1 + the others' share)."""

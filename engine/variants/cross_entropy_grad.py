@@ -14,6 +14,7 @@ from engine.variants.softmax_vjp import pull_back
     formula="p_i (v_i - sum_j v_j p_j), v = -y / p, p = exp(x - m) / sum(exp(x - m)), m = max(x)",
     source="the derivative of -sum y log p through the softmax Jacobian",
     hazard="p_i = 0 makes 0 / 0 off the target and -inf * 0 at it: one such class turns its row into NaN; 1 / p_t can overflow",
+    claims="permutation shift",
 )
 def chain_rule(x: Array, y: Array, k: Arithmetic) -> Array:
     """-y / p through the Jacobian of the shifted p."""
@@ -30,6 +31,8 @@ def chain_rule(x: Array, y: Array, k: Arithmetic) -> Array:
     hazard="p_t - 1 cancels where the target is certain",
     stable=True,
     axes=FUSED,
+    issues=("tensorflow/tensorflow#126634",),
+    claims="finite permutation shift",
 )
 def fused(x: Array, y: Array, k: Arithmetic) -> Array:
     """p - y from the shifted p; S p - y for a distribution."""
@@ -46,6 +49,7 @@ def fused(x: Array, y: Array, k: Arithmetic) -> Array:
     source="p_t - 1 without the cancellation",
     hazard="none for finite logits but what p has",
     axes=FUSED,
+    claims="finite permutation shift",
 )
 def others(x: Array, y: Array, k: Arithmetic) -> Array:
     """The sum of the others at the target."""
@@ -62,6 +66,11 @@ def others(x: Array, y: Array, k: Arithmetic) -> Array:
     source="linkedin/Liger-Kernel#1268: the logits' memory holds first p, then the gradient",
     hazard="p_t is rounded before it cancels: 2^-9 absolute error at a target near certainty",
     axes=FUSED,
+    issues=(
+        "linkedin/Liger-Kernel#1268",
+        "linkedin/Liger-Kernel#1329",
+    ),
+    claims="finite permutation shift",
 )
 def in_place_16_bit(x: Array, y: Array, k: Arithmetic) -> Array:
     """Read, modify, write."""
@@ -78,6 +87,7 @@ def in_place_16_bit(x: Array, y: Array, k: Arithmetic) -> Array:
     source="a backward pass that kept the log-probabilities of the forward one in 16 bits",
     hazard="the absolute error 2^-9 abs(l_i) of a logarithm is a relative one of p_i",
     axes=FUSED,
+    claims="finite permutation shift",
 )
 def saved_16_bit_logs(x: Array, y: Array, k: Arithmetic) -> Array:
     """exp of what was saved, less y."""

@@ -13,6 +13,7 @@ from engine.variants import softmax, variant
     formula="p_i (delta_ij - p_j), p = exp(x) / sum(exp(x))",
     source="the definition, on softmax/naive",
     hazard="NaN wherever the naive softmax is NaN; 1 - p_i cancels for p_i near 1",
+    claims="permutation mask",
 )
 def naive(x: Array, k: Arithmetic) -> Array:
     """p_i (delta_ij - p_j) from the naive p."""
@@ -26,6 +27,7 @@ def naive(x: Array, k: Arithmetic) -> Array:
     source="the definition, on softmax/shifted",
     hazard="1 - p_i cancels for p_i near 1",
     stable=True,
+    claims="finite permutation shift mask",
 )
 def shifted(x: Array, k: Arithmetic) -> Array:
     """p_i (delta_ij - p_j) from the shifted p."""

@@ -13,6 +13,7 @@ from engine.variants import softmax, variant
     formula="p_i (g_i - sum_j g_j p_j), p = exp(x) / sum(exp(x))",
     source="the definition, on softmax/naive",
     hazard="NaN wherever the naive softmax is NaN; cancels where g_i is near the mean of g under p",
+    claims="permutation mask",
 )
 def naive(x: Array, g: Array, k: Arithmetic) -> Array:
     """p (g - sum(g p)) from the naive p."""
@@ -26,6 +27,7 @@ def naive(x: Array, g: Array, k: Arithmetic) -> Array:
     source="the definition, on softmax/shifted",
     hazard="cancels where g_i is near the mean of g under p",
     stable=True,
+    claims="finite permutation shift mask",
 )
 def shifted(x: Array, g: Array, k: Arithmetic) -> Array:
     """p (g - sum(g p)) from the shifted p."""

@@ -216,6 +216,7 @@ def split_merge_logsumexp(x: Array, k: Arithmetic, parts: int) -> Array:
     hazard="as fused: L - x_t cancels where the loss is small against the logits",
     stable=True,
     axes=FUSED,
+    claims="finite",
     tile=_TILE,
 )
 def chunked(x: Array, y: Array, k: Arithmetic, tile: int) -> Array:

@@ -171,6 +171,46 @@ def lse_shifted(x):
     return np.max(x) + np.log(add(np.exp(x - np.max(x))))
 
 
+def l_shifted(x):
+    return (x - np.max(x)) - np.log(add(np.exp(x - np.max(x))))
+
+
+def loss(p, y):
+    return -add(y * np.log(p)) if y.ndim else -np.log(p[y])
+
+
+def loss_of(terms, y):
+    """Of -log p_i."""
+    return add(y * np.where(y != 0, terms, np.zeros_like(terms))) if y.ndim else terms[y]
+
+
+def clipped(x, y):
+    eps = constant(x, 1e-7)
+    return loss(np.minimum(np.maximum(p_shifted(x), eps), constant(x, 1) - eps), y)
+
+
+def log1p_of_others(x, y):
+    if y.ndim:
+        return loss_of(lse_shifted(x) - x, y)
+    e = np.exp(x - x[y])
+    e[y] = 0
+    return np.log1p(add(e))
+
+
+def less(p, y):
+    """S p - y."""
+    return add(y) * p - y if y.ndim else p - (np.arange(len(p)) == y).astype(p.dtype)
+
+
+def others(x, y):
+    p = p_shifted(x)
+    if y.ndim:
+        return less(p, y)
+    p[y] = 0
+    p[y] = p.dtype.type(0) - add(p)
+    return p
+
+
 def lowest(x):
     return float(next(row for row in FORMATS.values() if row.dtype == x.dtype).largest)
 
@@ -201,6 +241,14 @@ FORMULAS = {
     "logsumexp/online": lambda x: online(x)[0] + np.log(online(x)[1]),
     "logsumexp/logaddexp": logaddexp,
     "logsumexp/split_merge": lambda x: merged(x)[0] + np.log(merged(x)[1]),
+    "cross_entropy/split": lambda x, y: loss_of(np.log(add(np.exp(x - np.max(x)))) - (x - np.max(x)), y),
+    "cross_entropy/log_with_eps": lambda x, y: loss(p_shifted(x) + constant(x, 1e-7), y),
+    "cross_entropy/clipped": clipped,
+    "cross_entropy/log1p_of_others": log1p_of_others,
+    "cross_entropy/chunked": lambda x, y: loss_of(np.max(x) + np.log(tiled(x)[1]) - x, y),
+    "cross_entropy_grad/others": others,
+    "cross_entropy_grad/in_place_16_bit": lambda x, y: cast(less(cast(p_shifted(x), "bfloat16"), y), "bfloat16"),
+    "cross_entropy_grad/saved_16_bit_logs": lambda x, y: less(np.exp(cast(l_shifted(x), "bfloat16")), y),
     "softmax/tiled(tile=5)": lambda x: tiled(x, size=5)[0] / tiled(x, size=5)[1],
     "softmax/lazy_rescale(tile=3)": lambda x: tiled(x, lazily, 3)[0] / tiled(x, lazily, 3)[1],
     "softmax/split_merge(parts=7)": lambda x: np.exp(x - unmasked(np.max(x))) / merged(x, 7)[1],
@@ -213,8 +261,9 @@ FORMULAS = {
 def test_a_variant_is_bit_for_bit_the_plain_numpy_formula_on_each_row(key, fmt):
     row = find(*key.split("/"))
     for case in cases(fmt):
-        got = row.run(case.x, Arithmetic(fmt))
-        assert same_bits(got, row_by_row(FORMULAS[key], case.x)), case.x.shape
+        for tensors in case.tensors(row.op):
+            got = row.run(case.x, *tensors, Arithmetic(fmt))
+            assert same_bits(got, row_by_row(FORMULAS[key], case.x, *tensors)), case.x.shape
 
 
 # ---- what is claimed -------------------------------------------------------------------------------------------------
@@ -245,8 +294,12 @@ def test_finite_logits_give_no_nan(row, fmt):
     for n, axes in ((1, {}), (2, {}), (7, {"exp": "correct", "subnormals": "flush"}), (20, {"exp": "exp2", "fma": True})):
         for summation in ("numpy", "sequential"):
             x = tame(fmt, 200, n, n)
-            result = row.run(x, Arithmetic(fmt, summation, axes=Axes(**axes)))
-            assert not np.isnan(result).any(), x[np.isnan(widen(result)).reshape(len(x), -1).any(axis=-1)]
+            for tensors in Case(x, n).tensors(row.op):
+                if row.op == "cross_entropy" and tensors[0].ndim == 2:
+                    whole = widen(tensors[0])
+                    tensors = (round_array(whole / np.maximum(whole.sum(axis=1, keepdims=True), 1), fmt),)
+                result = row.run(x, *tensors, Arithmetic(fmt, summation, axes=Axes(**axes)))
+                assert not np.isnan(result).any(), x[np.isnan(widen(result)).reshape(len(x), -1).any(axis=-1)]
 
 
 @EVERY_FORMAT
@@ -256,8 +309,12 @@ def test_another_order_gives_the_same_results_in_that_order(row, fmt):
     for n in (2, 9, 40):
         x, k = random_rows(fmt, 20, n, n), Arithmetic(fmt, "exact")
         order = generator.permutation(n)
-        there = row.run(x, k)
-        assert same_bits(row.run(x[:, order], k), there[:, order] if there.ndim == 2 else there)
+        for tensors in Case(x, n).tensors(row.op):
+            moved = [np.argsort(order)[t] if t.ndim == 1 else t[:, order] for t in tensors]
+            there = row.run(x, *tensors, k)
+            for _ in range(there.ndim - 1):
+                there = np.moveaxis(there[..., order], -1, 1)
+            assert same_bits(row.run(x[:, order], *moved, k), there)
 
 
 @EVERY_FORMAT
@@ -267,9 +324,11 @@ def test_the_same_constant_added_exactly_changes_nothing(row, fmt):
     steps = 2 ** (fmt.precision - 1)
     for n in (2, 9, 150):
         x = generator.integers(-steps // 2, steps // 2 + 1, (20, n)).astype(float)
-        there, k = row.run(round_array(x, fmt), Arithmetic(fmt)), Arithmetic(fmt)
-        for c in (-steps // 2, 1, steps // 2):
-            assert same_bits(row.run(round_array(x + c, fmt), k), there)
+        k = Arithmetic(fmt)
+        for tensors in Case(round_array(x, fmt), n).tensors(row.op):
+            there = row.run(round_array(x, fmt), *tensors, k)
+            for c in (-steps // 2, 1, steps // 2):
+                assert same_bits(row.run(round_array(x + c, fmt), *tensors, k), there)
 
 
 @MASKABLE
@@ -277,8 +336,14 @@ def test_the_same_constant_added_exactly_changes_nothing(row, fmt):
 def test_a_masked_logit_is_as_one_left_out(row, fmt):
     x = np.array([-INF] * 3 + [0.5, -1.0, 2.0, -INF, 1.5])
     there = np.isfinite(x)
-    found, alone = (widen(row.run(round_array(given, fmt), Arithmetic(fmt))) for given in (x, x[there]))
-    if found.ndim:
+    further = [np.linspace(-1, 1, 8)] if row.op == "softmax_vjp" else []
+    given = ([x, *further], [each[there] for each in (x, *further)])
+    found, alone = (widen(row.run(*(round_array(each, fmt) for each in tensors), Arithmetic(fmt))) for tensors in given)
+    if found.ndim == 2:
+        assert not found[~there].any()
+        assert not found[:, ~there].any()
+        found = found[there][:, there]
+    elif found.ndim:
         assert found[~there].tolist() == [-INF if row.op == "log_softmax" else 0] * 4
         found = found[there]
     np.testing.assert_allclose(found, alone, rtol=16 * fmt.unit_roundoff)

@@ -787,3 +787,14 @@ def test_figures_of_a_row_longer_than_what_is_kept(task, fmt):
 @every_task
 def test_figures_of_a_third_of_all_outputs_of_logits_of_every_kind(task, fmt):
     compare(task, FORMATS[fmt], LOGITS | FAMILIES, seed_of(task, fmt), lambda k, count: range(k % 3, count, 3))
+
+
+def test_an_open_truth_that_overflows_is_right_where_the_output_is_infinite():
+    """4 equal logits and weights whose loss lies a thousandth of an ulp beyond what float16 rounds to infinity."""
+    fmt = FORMATS["float16"]
+    weights = round_array(np.array([[32768.0, 14488.0, 6.5, 0.25]]), fmt)
+    problem = Problem("cross_entropy", np.zeros((1, 4), fmt.dtype), targets=weights)
+    for value in (INF, 65504.0):
+        taken = assert_same(round_array(np.array([value]), fmt), Truth(problem, fmt), fmt, ambiguity=2.0**-5)
+        assert taken.partial.open_elements == [0]
+        assert taken.metrics().correctly_rounded == (value == INF)
