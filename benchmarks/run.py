@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -31,12 +32,16 @@ import mpmath
 import numpy as np
 
 import engine
+from engine.arithmetic import Arithmetic
 from engine.truth import Truth
+from engine.variants import of_op
 
 ROUNDS = 5
 SECONDS = 2.0  # of each measurement, each round
 CLIENTS = (1, 16)
 FORMATS = ["float16", "float32", "float64"]
+WIDE = ["float16", "bfloat16", "float32", "float64"]
+ROW = engine.generate("gaussian", 1, 1000, 0, sigma=4.0)
 VARIANTS = ["naive", "shifted"]
 LOGITS = engine.generate("gaussian", 1, 10, 0, sigma=4.0)
 SMALL = {"op": "softmax", "logits": LOGITS.tolist(), "formats": FORMATS, "variants": VARIANTS}
@@ -188,6 +193,30 @@ def _plain(row: Sequence[float], context: mpmath.MPContext) -> list[object]:
     return [term / total for term in terms]
 
 
+def catalogue() -> Iterator[str]:
+    """All variants of an op on one row in four formats, beside the same variants run and not judged."""
+    yield "## The catalogue: evaluate of one row of 1000 logits, all variants, float16, bfloat16, float32, float64\n"
+    yield "| op | variants | evaluate, s | the variants alone, s | ratio | goal |\n|---|---|---|---|---|---|"
+    for op, goal in (("softmax", "<= 1 s"), ("log_softmax", ""), ("logsumexp", "")):
+        rounds = [(_seconds(partial(_judged, op)), _seconds(partial(_unjudged, op))) for _ in range(ROUNDS)]
+        ours, alone = (statistics.median(column) for column in zip(*rounds, strict=True))
+        ratio = statistics.median(judged / unjudged for judged, unjudged in rounds)
+        yield f"| {op} | {len(of_op(op))} | {ours:.2f} | {alone:.2f} | {ratio:.1f} | {goal} |"
+    yield ""
+
+
+def _judged(op: str) -> None:
+    engine.evaluate(engine.Problem(op, ROW), WIDE)
+
+
+def _unjudged(op: str) -> None:
+    for name in WIDE:
+        fmt = engine.FORMATS[name]
+        x = engine.round_array(ROW, fmt)
+        for row in of_op(op):
+            row.run(x, Arithmetic(fmt))
+
+
 def memory(parent: int) -> Iterator[str]:
     """Resident and proportional memory of each process of the idle service."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
@@ -249,7 +278,7 @@ SERVED: dict[str, Served] = {
     "evaluate": lambda _parent, port, clients: evaluates(port, clients),
     "live": lambda _parent, port, clients: liveness(port, clients),
 }
-ALONE: dict[str, Callable[[], Iterator[str]]] = {"mpmath": truths, "truth": reached}
+ALONE: dict[str, Callable[[], Iterator[str]]] = {"catalogue": catalogue, "mpmath": truths, "truth": reached}
 
 
 def main() -> None:
