@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -173,47 +174,52 @@ def test_a_variant_is_bit_for_bit_the_plain_numpy_formula_on_each_row(key, fmt):
             assert same_bits(got, row_by_row(FORMULAS[key], case.x, *tensors)), case.x.shape
 
 
-@pytest.mark.parametrize("summation", SUMMATIONS)
 @EVERY_FORMAT
 @EVERY_VARIANT
-def test_a_row_gives_the_same_alone_and_in_any_batch(variant, fmt, summation):
-    case, k = Case(random_rows(fmt, 6, 17, 3), 3), Arithmetic(fmt, summation)
-    for tensors in case.tensors(variant.op):
+def test_a_row_gives_the_same_alone_and_in_any_batch(variant, fmt):
+    case = Case(random_rows(fmt, 6, 17, 3), 3)
+    for tensors, summation in product(case.tensors(variant.op), SUMMATIONS):
+        k = Arithmetic(fmt, summation)
         batch = variant.run(case.x, *tensors, k)
-        assert same_bits(row_by_row(lambda *row: variant.run(*row, k), case.x, *map(np.asarray, tensors)), batch)
+        alone = row_by_row(partial(_run_row, variant, k), case.x, *map(np.asarray, tensors))
+        assert same_bits(alone, batch), summation
         deeper = variant.run(*(t.reshape(2, 3, *t.shape[1:]) for t in (case.x, *tensors)), k)
-        assert same_bits(deeper.reshape(batch.shape), batch)
+        assert same_bits(deeper.reshape(batch.shape), batch), summation
         fortran = variant.run(*(np.asfortranarray(t) for t in (case.x, *tensors)), k)
-        assert same_bits(np.ascontiguousarray(fortran), batch)
+        assert same_bits(np.ascontiguousarray(fortran), batch), summation
 
 
-@pytest.mark.parametrize("shape", [(5,), (1, 5), (3, 5), (2, 3, 5), (2, 1, 3, 5), (1,), (4, 1)])
+def _run_row(variant, k, *row):
+    return variant.run(*row, k)
+
+
 @EVERY_FORMAT
 @EVERY_VARIANT
-def test_the_result_has_the_ops_shape_and_keeps_the_format(variant, fmt, shape):
-    case, k = Case(random_rows(fmt, math.prod(shape[:-1]), shape[-1], 5), 5), Arithmetic(fmt)
-    x = case.x.reshape(shape)
-    for tensors in case.tensors(variant.op):
-        shaped = [t.reshape(shape[:-1] if t.ndim == 1 else shape) for t in tensors]
-        result = variant.run(x, *shaped, k)
-        assert isinstance(result, np.ndarray)
-        assert result.dtype == fmt.dtype
-        assert result.shape == OPS[variant.op].output_shape(shape)
+def test_the_result_has_the_ops_shape_and_keeps_the_format(variant, fmt):
+    for shape in ((5,), (1, 5), (3, 5), (2, 3, 5), (2, 1, 3, 5), (1,), (4, 1)):
+        case, k = Case(random_rows(fmt, math.prod(shape[:-1]), shape[-1], 5), 5), Arithmetic(fmt)
+        x = case.x.reshape(shape)
+        for tensors in case.tensors(variant.op):
+            shaped = [t.reshape(shape[:-1] if t.ndim == 1 else shape) for t in tensors]
+            result = variant.run(x, *shaped, k)
+            assert isinstance(result, np.ndarray)
+            assert result.dtype == fmt.dtype
+            assert result.shape == OPS[variant.op].output_shape(shape)
 
 
-@pytest.mark.parametrize("summation", SUMMATIONS)
 @EVERY_FORMAT
 @EVERY_VARIANT
-def test_the_inputs_are_never_changed_nor_handed_back(variant, fmt, summation):
-    for case in (Case(random_rows(fmt, 5, 4, 8), 8), Case(nasty(fmt), 9), Case(random_rows(fmt, 5, 1, 8), 8)):
+def test_the_inputs_are_never_changed_nor_handed_back(variant, fmt):
+    found = (Case(random_rows(fmt, 5, 4, 8), 8), Case(nasty(fmt), 9), Case(random_rows(fmt, 5, 1, 8), 8))
+    for case, summation in product(found, SUMMATIONS):
         for tensors in case.tensors(variant.op):
             given = (case.x, *tensors)
             for tensor in given:
                 tensor.flags.writeable = False
             before = [tensor.tobytes() for tensor in given]
             result = variant.run(*given, Arithmetic(fmt, summation, Recorder()))
-            assert [tensor.tobytes() for tensor in given] == before
-            assert not any(np.shares_memory(result, tensor) for tensor in given)
+            assert [tensor.tobytes() for tensor in given] == before, summation
+            assert not any(np.shares_memory(result, tensor) for tensor in given), summation
 
 
 @EVERY_FORMAT
