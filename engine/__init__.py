@@ -7,7 +7,8 @@ from engine.errors import Disagreement, EngineError, InvalidProblem, Undecided, 
 from engine.formats import FORMATS, Format, round_array
 from engine.formats import find as find_format
 from engine.inputs import generate
-from engine.model import Axes, Evaluation, Measured, Outcome, Problem, TruthAnswer
+from engine.limits import estimate_thresholds, thresholds
+from engine.model import Axes, Evaluation, Measured, Outcome, Problem, Thresholds, TruthAnswer
 from engine.ops import output_shape
 from engine.variants import name_of as variant_name
 from engine.verify import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint, measure
@@ -25,6 +26,7 @@ __all__ = [
     "Measured",
     "Outcome",
     "Problem",
+    "Thresholds",
     "TruthAnswer",
     "Undecided",
     "UnknownName",
@@ -33,6 +35,7 @@ __all__ = [
     "digest",
     "encode",
     "estimate",
+    "estimate_thresholds",
     "estimate_truth",
     "evaluate",
     "find_format",
@@ -42,5 +45,6 @@ __all__ = [
     "output_shape",
     "round_array",
     "tensor",
+    "thresholds",
     "variant_name",
 ]

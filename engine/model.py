@@ -260,3 +260,38 @@ class TruthAnswer:
     logits_digest: str
     nonfinite: str
     engine: Engine
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit of a variant (engine.limits).
+
+    value: the last number, or count, up to which it holds; None if it does not for the first. next: the one after it, at which it
+    does not; None if it always holds. result: what comes out there; kind: "nan", "infinite", "zero" or "stalled"; beyond: in
+    words, with the step that broke. search: "exhaustive", "bisection" or "theorem"; checked: numbers tried, of a bisection those
+    on both sides of the limit. sharp: whether none that was tried beyond the limit holds.
+    """
+
+    name: str
+    value: float | None
+    next: float | None
+    result: float | None
+    kind: str | None
+    beyond: str
+    search: str
+    checked: int
+    sharp: bool
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The limits of a variant in an arithmetic for rows of n logits. arithmetic: the axes as they were, every name told."""
+
+    op: str
+    variant: str
+    format: str
+    n: int
+    summation: str
+    arithmetic: Axes
+    engine: Engine
+    limits: tuple[Limit, ...]
