@@ -7,8 +7,9 @@ from engine.errors import Disagreement, EngineError, InvalidProblem, Undecided, 
 from engine.formats import FORMATS, Format, round_array
 from engine.formats import find as find_format
 from engine.inputs import generate
-from engine.model import Axes, Evaluation, Measured, Outcome, Problem, TruthAnswer
+from engine.model import Axes, Evaluation, Experiment, Measured, Outcome, Problem, TruthAnswer
 from engine.ops import output_shape
+from engine.paper import bhh
 from engine.variants import name_of as variant_name
 from engine.verify import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint, measure
 
@@ -20,6 +21,7 @@ __all__ = [
     "Disagreement",
     "EngineError",
     "Evaluation",
+    "Experiment",
     "Format",
     "InvalidProblem",
     "Measured",
@@ -28,6 +30,7 @@ __all__ = [
     "TruthAnswer",
     "Undecided",
     "UnknownName",
+    "bhh",
     "catalogue",
     "certify",
     "digest",

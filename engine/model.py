@@ -260,3 +260,36 @@ class TruthAnswer:
     logits_digest: str
     nonfinite: str
     engine: Engine
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What one algorithm of an experiment did. overflows: rows whose result is not finite.
+
+    max_error, mean_error: in units of Experiment.unit, over the rows whose basic log-sum-exp is finite; mean_error_of_all: over
+    all rows whose own result is. least_sum, largest_sum: of the probabilities of those rows, None for a log-sum-exp. None, too,
+    where there is no such row.
+    """
+
+    name: str
+    variant: str
+    overflows: int
+    max_error: float | None
+    mean_error: float | None
+    mean_error_of_all: float | None
+    least_sum: float | None
+    largest_sum: float | None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment in one format: rows of n logits; unit: what errors are counted in; survived: rows whose basic log-sum-exp is
+    finite."""
+
+    format: str
+    rows: int
+    n: int
+    unit: float
+    subnormals: str
+    survived: int
+    algorithms: tuple[Algorithm, ...]
