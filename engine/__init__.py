@@ -8,8 +8,9 @@ from engine.formats import FORMATS, Format, round_array
 from engine.formats import find as find_format
 from engine.inputs import generate
 from engine.limits import estimate_thresholds, thresholds
-from engine.model import Axes, Evaluation, Measured, Outcome, Problem, Thresholds, TruthAnswer
+from engine.model import Axes, Evaluation, Experiment, Measured, Outcome, Problem, Thresholds, TruthAnswer
 from engine.ops import output_shape
+from engine.paper import bhh
 from engine.variants import name_of as variant_name
 from engine.verify import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint, measure
 
@@ -21,6 +22,7 @@ __all__ = [
     "Disagreement",
     "EngineError",
     "Evaluation",
+    "Experiment",
     "Format",
     "InvalidProblem",
     "Measured",
@@ -30,6 +32,7 @@ __all__ = [
     "TruthAnswer",
     "Undecided",
     "UnknownName",
+    "bhh",
     "catalogue",
     "certify",
     "digest",

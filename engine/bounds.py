@@ -673,9 +673,7 @@ def _(r: Rows) -> Elements:
 
 
 def _targets(r: Rows) -> tuple[Array, Array, Callable[[Part], Array]]:
-    """Y, what the computed Y may be off by, and y of some columns; without targets Y = 1 and y = 0."""
-    if r.extra is None:
-        return np.ones_like(r.y), np.zeros_like(r.y), lambda part: np.zeros((1, 1))
+    """Y, what the computed Y may be off by, and y of some columns."""
     if not r.by_index:
         k, total = r.k, r.sum(r.weights)
         return total, r.added(total, np.full(total.shape, k.n * k.flushed)), r.weights

@@ -266,8 +266,8 @@ class TruthAnswer:
 class Limit:
     """One limit of a variant (engine.limits).
 
-    value: the last number, or count, up to which it holds; None if it does not for the first. next: the one after it, at which it
-    does not; None if it always holds. result: what comes out there; kind: "nan", "infinite", "zero" or "stalled"; beyond: in
+    value: the last number, or count, up to which it holds; next: the one after it, at which it does not. Both None: it always
+    holds; only value: it never does. result: what comes out at next; kind: "nan", "infinite", "zero" or "stalled"; beyond: in
     words, with the step that broke. search: "exhaustive", "bisection" or "theorem"; checked: numbers tried, of a bisection those
     on both sides of the limit. sharp: whether none that was tried beyond the limit holds.
     """
@@ -295,3 +295,36 @@ class Thresholds:
     arithmetic: Axes
     engine: Engine
     limits: tuple[Limit, ...]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What one algorithm of an experiment did. overflows: rows whose result is not finite.
+
+    max_error, mean_error: in units of Experiment.unit, over the rows whose basic log-sum-exp is finite; mean_error_of_all: over
+    all rows whose own result is. least_sum, largest_sum: of the probabilities of those rows, None for a log-sum-exp. None, too,
+    where there is no such row.
+    """
+
+    name: str
+    variant: str
+    overflows: int
+    max_error: float | None
+    mean_error: float | None
+    mean_error_of_all: float | None
+    least_sum: float | None
+    largest_sum: float | None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment in one format: rows of n logits; unit: what errors are counted in; survived: rows whose basic log-sum-exp is
+    finite."""
+
+    format: str
+    rows: int
+    n: int
+    unit: float
+    subnormals: str
+    survived: int
+    algorithms: tuple[Algorithm, ...]

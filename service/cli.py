@@ -291,6 +291,51 @@ def _output(problem: engine.Problem, given: str, key: str | None) -> tensors.Arr
     return found.reshape(()) if found.size == 1 and engine.output_shape(problem) == () else found
 
 
+# ---- softgauge paper -------------------------------------------------------------------------------------------------
+
+
+@main.group()
+def paper() -> None:
+    """Repeat an experiment of the literature on its data."""
+
+
+_DATA = "Rows of logits: a .npy, .npz, .safetensors or .json file, or text such as '1,2;3,4'."
+
+
+@paper.command("bhh")
+@click.option("--data", metavar="FILE", required=True, help=_DATA)
+@_key
+@click.option("--json", "as_json", is_flag=True, help="Write every figure as JSON instead of tables.")
+def paper_bhh(data: str, key: str | None, as_json: bool) -> None:
+    """Blanchard, Higham and Higham, "Accurately computing the log-sum-exp and softmax functions" (doi 10.1093/imanum/draa038).
+
+    Six algorithms in float16 and bfloat16, sums in sequence, on rows of logits such as those of the authors' repository.
+    """
+    with _failures():
+        logits = _tensor("data", data, key, lambda value: tensors.read(value, "--data", LIMITS))
+        found = engine.bhh(logits)
+    if as_json:
+        _write_json({"experiments": found})
+    else:
+        _write("\n".join(map(_experiment, found)))
+
+
+def _experiment(found: engine.Experiment) -> str:
+    """One format's table."""
+    table = _table(("algorithm", "variant", "not finite", "max err/u", "mean err/u", "mean of all", "sums from", "to"), left=2)
+    for a in found.algorithms:
+        errors = (_figure(a.max_error), _figure(a.mean_error, 3), _figure(a.mean_error_of_all, 3))
+        table.add_row(a.name, a.variant, str(a.overflows), *errors, _figure(a.least_sum, 6), _figure(a.largest_sum, 6))
+    about = f"u = {found.unit:g}, sequential sums, subnormals {found.subnormals}"
+    rows = f"the basic log-sum-exp is finite in {found.survived} of {_counted(found.rows, 'row')} of {_counted(found.n, 'logit')}"
+    head = f"{found.format}: {about}; {rows}, of which the errors and the sums are\n"
+    console = _console()
+    with console.capture() as captured:
+        console.print(head, soft_wrap=True)
+        console.print(table)
+    return captured.get()
+
+
 # ---- how it is computed ----------------------------------------------------------------------------------------------
 
 
@@ -734,9 +779,7 @@ def _finer(measured: engine.Measured) -> Iterator[str]:
 
 def _printed(head: str, who: str, rows: Sequence[_Row], unit: _Unit, notes: Sequence[str], rules: Sequence[str]) -> str:
     """Both tables, with what is said before, between and after them."""
-    console = Console(markup=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console = Console(markup=False, highlight=False, emoji=False, width=PLAIN_WIDTH)
+    console = _console()
     with console.capture() as captured:
         console.print(f"{head}\n", soft_wrap=True)
         console.print(_outcome_table(who, rows, unit))
@@ -748,6 +791,12 @@ def _printed(head: str, who: str, rows: Sequence[_Row], unit: _Unit, notes: Sequ
         for line in rules:
             console.print(line, soft_wrap=True)
     return captured.get()
+
+
+def _console() -> Console:
+    """As wide as the terminal; where there is none, wide enough."""
+    console = Console(markup=False, highlight=False, emoji=False)
+    return console if console.is_terminal else Console(markup=False, highlight=False, emoji=False, width=PLAIN_WIDTH)
 
 
 def _unit(problem: engine.Problem) -> _Unit:

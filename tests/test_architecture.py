@@ -21,7 +21,7 @@ Rule = Callable[[Sources], Iterator[str]]
 LAYERS = {
     "engine": """errors, model < figures, registry < formats, ops < parameters, summation, elementary < recorder
         < arithmetic, bounds < variants, truth, inputs < measurement, screen < metrics, faults < survey, policies < verify
-        < limits, sweep, compare < codec < __init__""",
+        < limits, paper, sweep, compare < codec < __init__""",
     "service": "__init__ < settings, errors, logs, split < tensors < schemas < tasks < compute < guard < routes, pages < app < cli",
 }
 RANKS = {

@@ -311,7 +311,7 @@ def test_verbs() -> None:
 
 
 def test_options_named_exist() -> None:
-    commands = ([], ["evaluate"], ["measure"], ["serve"], ["variants"])
+    commands: list[list[str]] = [[], ["paper", "bhh"], *([name] for name in cli.main.commands)]
     helps = "".join(CliRunner().invoke(cli.main, [*command, "--help"]).stdout for command in commands)
     said = text().split("## The command line")[1].split("\n## ")[0]
     for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", said):

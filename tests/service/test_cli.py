@@ -1027,3 +1027,30 @@ def test_serve_refuses_settings_it_cannot_read(listened, arguments, env, saying)
     assert done.exit_code == 2
     assert saying in done.stderr
     assert not listened
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the authors' data, ../shared/data/bhh-mnist, is not there")
+def test_the_paper_prints_what_the_readme_shows():
+    done = run("paper", "bhh", "--data", REAL)
+    assert done.exit_code == 0, done.stderr
+    printed = "\n".join(line.rstrip() for line in done.stdout.splitlines())
+    assert f"$ softgauge paper bhh --data logits.npy\n{printed}\n```" in (ROOT / "README.md").read_text()
+
+
+def test_the_paper_as_json():
+    done = run("paper", "bhh", "--data", "0,0;1,-1", "--json")
+    found = json.loads(done.stdout)["experiments"]
+    assert [(row["format"], row["rows"], row["unit"], row["survived"]) for row in found] == [
+        ("float16", 2, 4.88e-4, 2),
+        ("bfloat16", 2, 3.91e-3, 2),
+    ]
+    assert found[0]["algorithms"][0]["least_sum"] is None
+
+
+@pytest.mark.parametrize(
+    ("data", "saying"), [("1,2,x", "is not a number"), ("nan,1;0,0", "a logit is not finite"), ("no.npy", "no.npy")]
+)
+def test_no_data_for_the_paper(data, saying):
+    done = run("paper", "bhh", "--data", data)
+    assert done.exit_code == 2
+    assert saying in done.stderr
