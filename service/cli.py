@@ -1,4 +1,4 @@
-"""The command line: `softgauge serve`, and `softgauge evaluate`, `measure` and `variants`, which need no server.
+"""The command line: `softgauge serve`, and `softgauge evaluate`, `measure`, `variants` and others, which need no server.
 
 Exit status: 0 done; 1 what --fail-on names; 2 what was asked cannot be done as written; 3 it could not be finished (a failure
 of ours, too little memory); 130 interrupted.
@@ -289,6 +289,45 @@ def _output(problem: engine.Problem, given: str, key: str | None) -> tensors.Arr
     """The output to measure; one number for one row need not be a list."""
     found = _tensor("output", given, key, lambda value: tensors.read(value, "--output", LIMITS))
     return found.reshape(()) if found.size == 1 and engine.output_shape(problem) == () else found
+
+
+# ---- softgauge thresholds --------------------------------------------------------------------------------------------
+
+
+@main.command()
+@_op
+@click.option("--variant", required=True, help="A variant, with parameters if any: 'chosen_shift(c=-80)'.")
+@click.option("--format", required=True, help="float16, bfloat16, float32, ...")
+@click.option("--n", type=int, default=2, show_default=True, help="Logits of a row.")
+@click.option("--summation", default="numpy", show_default=True, help="How the variant adds.")
+@_axes
+@click.option("--json", "as_json", is_flag=True, help="Write the answer of GET /v1/thresholds instead of a table.")
+def thresholds(op: str, variant: str, format: str, n: int, summation: str, as_json: bool, **axes: Any) -> None:
+    """The last logit, gap and count up to which a variant's results can be used, and what comes out beyond."""
+    with _failures():
+        found = engine.thresholds(op, variant, format, n, summation, engine.Axes(**axes))
+    if as_json:
+        _write_json(found)
+    else:
+        _write(_report_limits(found))
+
+
+def _report_limits(found: engine.Thresholds) -> str:
+    """The limits as a table, and what lies beyond each."""
+    head = f"{found.op}/{found.variant}, {found.format}: rows of {found.n} logits, {found.summation} summation"
+    head += "".join(f", {words}" for words in _varied([found]))
+    table = _table(("limit", "last", "next", "gives", "search", "tried", "sharp"), left=1)
+    for row in found.limits:
+        last = "never" if row.value is None and row.next is not None else _figure(row.value, 17)
+        shown = (last, _figure(row.next, 17), _figure(row.result, 17), row.search, str(row.checked), "yes" if row.sharp else "no")
+        table.add_row(row.name, *shown)
+    console = _console()
+    with console.capture() as captured:
+        console.print(f"{head}\n", soft_wrap=True)
+        console.print(table)
+        for line in ("", *(f"{row.name}: {row.beyond}" for row in found.limits)):
+            console.print(line, soft_wrap=True)
+    return captured.get()
 
 
 # ---- softgauge paper -------------------------------------------------------------------------------------------------
@@ -701,7 +740,7 @@ def _extents(problem: engine.Problem) -> str:
     return " x ".join(map(str, shape if len(shape) > 1 else (1, *shape)))
 
 
-def _varied(outcomes: Sequence[engine.Outcome]) -> Iterator[str]:
+def _varied(outcomes: Sequence[engine.Outcome | engine.Thresholds]) -> Iterator[str]:
     """The axes that are not as NumPy has them; those of every outcome are the same but for what each format names."""
     axes = outcomes[0].arithmetic
     if any(o.arithmetic.accumulator != o.format for o in outcomes):

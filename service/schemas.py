@@ -175,6 +175,24 @@ class TruthRequest(ProblemRequest):
     digits: Annotated[int, Field(ge=1, description="Significant decimal digits, at most the limit max_digits.")] = 30
 
 
+class ThresholdsQuery(BaseModel):
+    """The parameters of /v1/thresholds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    op: Annotated[Name, Field(description="What is computed: see /v1/ops.", examples=["softmax"])]
+    variant: Annotated[Name, Field(description="See /v1/variants; with parameters: chosen_shift(c=-80).", examples=["naive"])]
+    format: Annotated[Name, Field(description="See /v1/formats.", examples=["float16"])]
+    n: Annotated[int, Field(ge=1, description="Logits per row, at most the limit max_threshold_n.", examples=[2])] = 2
+    summation: Annotated[Name, Field(description="See /v1/summations.")] = "numpy"
+    accumulator: Annotated[Name | None, Field(description=_ACCUMULATOR)] = None
+    exp: Annotated[Literal["numpy", "correct", "exp2"], Field(description=_EXP)] = "numpy"
+    subnormals: Annotated[Literal["gradual", "flush"], Field(description=_SUBNORMALS)] = "gradual"
+    fma: Annotated[bool, Field(description=_FMA)] = False
+    output_format: Annotated[Name | None, Field(description=_OUTPUT_FORMAT)] = None
+    overflow: Annotated[Literal["format", "saturate"], Field(description=_OVERFLOW)] = "format"
+
+
 REQUESTS: tuple[type[BaseModel], ...] = (EvaluateRequest, TruthRequest)
 
 
@@ -362,6 +380,94 @@ TRUTH_ANSWER: dict[str, Any] = {
     "logits_digest": "sha256:8d09fb0992f8b851f87c7b8bdd1646e93c6a0934310cfbe29bd0372370c7826a",
     "nonfinite": "ieee",
     "engine": {"version": "0.1.0", "schema": 1, "fingerprint": "numpy 2.4.6 X86_V2+X86_V3"},
+}
+
+
+THRESHOLDS_ANSWERED = {"op": "softmax", "variant": "naive", "format": "float16"}
+THRESHOLDS_ANSWER: dict[str, Any] = {
+    "op": "softmax",
+    "variant": "naive",
+    "format": "float16",
+    "n": 2,
+    "summation": "numpy",
+    "arithmetic": {
+        "accumulator": "float16",
+        "exp": "numpy",
+        "subnormals": "gradual",
+        "fma": False,
+        "output_format": "float16",
+        "overflow": "infinity",
+    },
+    "engine": {"version": "0.1.0", "schema": 1, "fingerprint": "numpy 2.4.6 X86_V2+X86_V3"},
+    "limits": [
+        {
+            "name": "equal_logits_up",
+            "value": 10.390625,
+            "next": 10.3984375,
+            "result": 0.0,
+            "kind": "zero",
+            "beyond": (
+                "2 of 2 elements are 0, and no NaN tells of it: a sum of terms from 32800 to 32800 exceeds the "
+                "largest float16, 65504"
+            ),
+            "search": "exhaustive",
+            "checked": 31744,
+            "sharp": True,
+        },
+        {
+            "name": "equal_logits_down",
+            "value": -17.328125,
+            "next": -17.34375,
+            "result": "NaN",
+            "kind": "nan",
+            "beyond": (
+                "2 of 2 elements are NaN: exp(-17.34375) is below half the smallest float16 subnormal, "
+                "5.960464477539063e-08, and became 0; 0 / 0 is not a number (invalid): numerator and denominator are "
+                "both 0"
+            ),
+            "search": "exhaustive",
+            "checked": 31744,
+            "sharp": True,
+        },
+        {
+            "name": "finite_logits",
+            "value": 11.0859375,
+            "next": 11.09375,
+            "result": "NaN",
+            "kind": "nan",
+            "beyond": (
+                "2 of 2 elements are NaN: exp(11.09375) exceeds the largest float16, 65504; the largest safe logit "
+                "is 11.0859375; inf / inf is not a number (invalid): numerator and denominator both overflowed"
+            ),
+            "search": "exhaustive",
+            "checked": 31744,
+            "sharp": True,
+        },
+        {
+            "name": "finite_log_gap",
+            "value": 17.328125,
+            "next": 17.34375,
+            "result": 0.0,
+            "kind": "zero",
+            "beyond": (
+                "the result is 0: exp(-17.34375) is below half the smallest float16 subnormal, 5.960464477539063e-08, and became 0"
+            ),
+            "search": "exhaustive",
+            "checked": 31744,
+            "sharp": True,
+        },
+        {
+            "name": "ones",
+            "value": 65519.0,
+            "next": 65520.0,
+            "result": "Infinity",
+            "kind": "infinite",
+            "beyond": ("the sum of 65520 ones overflows"),
+            "search": "bisection",
+            "checked": 2000,
+            "sharp": True,
+        },
+    ],
 }
 
 
@@ -598,6 +704,40 @@ class TruthResponse(BaseModel):
     logits_digest: Annotated[str, Field(description=_DIGEST)]
     nonfinite: Annotated[str, Field(description="as asked for")]
     engine: Engine
+
+
+_LIMIT_VALUE = "the last number, or count, up to which it holds; null where it always or never does"
+_LIMIT_NEXT = "the one after it, at which it does not hold; null: it always holds"
+_LIMIT_SEARCH = "exhaustive: all numbers were tried; bisection: a spread, sections and neighbours; theorem: none had to be"
+_LIMIT_CHECKED = "numbers tried, of a bisection those next to the limit, on both sides"
+_LIMIT_SHARP = "whether it holds for none of the numbers beyond that were tried; if not, `beyond` names one"
+
+
+class Limit(BaseModel):
+    """How far one thing holds."""
+
+    name: Annotated[str, Field(description="what is asked: see README, Limits")]
+    value: Annotated[SafeFloat | None, Field(description=_LIMIT_VALUE)]
+    next: Annotated[SafeFloat | None, Field(description=_LIMIT_NEXT)]
+    result: Annotated[SafeFloat | None, Field(description="what comes out there, of one element")]
+    kind: Annotated[Literal["nan", "infinite", "zero", "stalled"] | None, Field(description="what that is")]
+    beyond: Annotated[str, Field(description="the same in words, with the step that broke; or that it always holds")]
+    search: Annotated[Literal["exhaustive", "bisection", "theorem"], Field(description=_LIMIT_SEARCH)]
+    checked: Annotated[int, Field(description=_LIMIT_CHECKED)]
+    sharp: Annotated[bool, Field(description=_LIMIT_SHARP)]
+
+
+class ThresholdsResponse(BaseModel):
+    """The limits of a variant in one arithmetic, for rows of n logits."""
+
+    op: str
+    variant: Annotated[str, Field(description="its name without that of the op")]
+    format: str
+    n: int
+    summation: str
+    arithmetic: Arithmetic
+    engine: Engine
+    limits: list[Limit]
 
 
 class Error(BaseModel):

@@ -34,6 +34,7 @@ class Limits:
     max_errors: int = 20  # entries in the errors of a problem document
     max_string: int = 64  # characters of a numeric string
     max_outcomes: int = 200  # formats times variants
+    max_threshold_n: int = 2**20  # logits per row in /v1/thresholds
     audit_logits: int = 4096  # of each outcome, whose truth is computed exactly once more; 0: none
     light_seconds: float = 1.0  # a request estimated to take no longer is light: it finds a process that no other takes
     estimate_seconds: float = 20.0  # a request estimated to take longer is refused
@@ -145,6 +146,7 @@ _SPECIAL: dict[str, Callable[[str], Any]] = {
     "audit_logits": _natural,
     "max_rank": _up_to(4),
     "max_worst": _up_to(32),
+    "max_threshold_n": _up_to(2**20),
     "max_digits": _up_to(4000),
 }
 

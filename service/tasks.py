@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 
 import engine
@@ -24,6 +25,7 @@ Request = TypeVar("Request", bound=BaseModel)
 # The way out of a request that takes too much time or memory.
 ASK_LESS: Mapping[str, str] = {
     "evaluate": "ask for fewer rows, formats or variants; `softgauge evaluate` computes without a server and its limits",
+    "thresholds": "ask for a smaller n or another summation; `softgauge thresholds` computes without a server and its limits",
     "truth": "ask for fewer rows or digits, or `import engine` and call certify",
 }
 _LONGEST_NAME = 64  # characters of the name of a family's parameter
@@ -85,7 +87,26 @@ def truth(body: bytes, limits: Limits, announce: Announce) -> bytes:
     return _written(engine.encode(answer))
 
 
-TASKS: Mapping[str, Task] = {"evaluate": evaluate, "truth": truth}
+def thresholds(body: bytes, limits: Limits, announce: Announce) -> bytes:
+    """GET /v1/thresholds, its parameters as JSON. announce: told the estimated seconds before. Raises Problem."""
+    asked = parse(schemas.ThresholdsQuery, body, limits)
+    with engine_errors("op"):
+        engine.output_shape(engine.Problem(asked.op, np.zeros(1)))  # looks the op up
+    with engine_errors("variant", "variant"):
+        variant = engine.variant_name(asked.op, asked.variant)
+    with engine_errors("format"):
+        fmt = engine.find_format(asked.format).name
+    _at_most(asked.n, limits.max_threshold_n, "max_threshold_n", "n", "n")
+    axes = _axes(asked, "")
+    with engine_errors("summation", invalid="overflow"):
+        engine.estimate_thresholds(asked.op, variant, fmt, 1, asked.summation, axes)
+    with engine_errors("", invalid="n"):
+        seconds = engine.estimate_thresholds(asked.op, variant, fmt, asked.n, asked.summation, axes)
+    _admit(seconds, limits, announce, ASK_LESS["thresholds"])
+    return _written(engine.encode(engine.thresholds(asked.op, variant, fmt, asked.n, asked.summation, axes)))
+
+
+TASKS: Mapping[str, Task] = {"evaluate": evaluate, "truth": truth, "thresholds": thresholds}
 
 
 def warm() -> None:
@@ -197,11 +218,11 @@ def _formats(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _axes(request: schemas.EvaluateRequest) -> engine.Axes:
-    """What else of the arithmetic is varied."""
+def _axes(request: schemas.EvaluateRequest | schemas.ThresholdsQuery, before: str = "/") -> engine.Axes:
+    """What else of the arithmetic is varied. before: of the name of a field, to point at it."""
     named = {}
     for field in ("accumulator", "output_format"):
-        with engine_errors(f"/{field}"):
+        with engine_errors(f"{before}{field}"):
             name = getattr(request, field)
             named[field] = None if name is None else engine.find_format(name).name
     return engine.Axes(**named, exp=request.exp, subnormals=request.subnormals, fma=request.fma, overflow=request.overflow)

@@ -32,6 +32,7 @@ from pydantic import BaseModel
 import engine
 from engine import bounds
 from engine.formats import FORMATS
+from engine.limits import BUDGET, LONGEST, NEIGHBOURS, QUESTIONS
 from engine.model import Metrics
 from engine.ops import OPS
 from engine.survey import LONGEST_AUDIT
@@ -205,6 +206,26 @@ def test_rows_that_mpmath_takes_at_once(op: str, least: float, most: float, need
     assert proven(0.0, 0.0) == (needed is None)
     assert needed is None or not proven(0.0, needed)
     assert all(f"2^{math.log2(limit):g}" in text() for limit in (least, most, needed) if limit)
+
+
+def test_limits() -> None:
+    assert table("Limits") == [list(item) for item in QUESTIONS.items()]
+    prose = " ".join(text().split("\n## Limits\n")[1].split("\n## ")[0].split())
+    assert f"no more than 2^{math.log2(BUDGET):g} logits" in prose
+    assert f"up to {NEIGHBOURS:,} numbers on each side" in prose
+    assert f"within 2^{math.log2(LONGEST):g} ones" in prose
+    assert f"of {math.log2(2 * LONGEST):g} significant bits or more" in prose
+
+
+def test_no_constant_shift_has_no_limits() -> None:
+    rows = table("Limits", 1)
+    for name, *shown in rows:
+        found = {row.name: row for row in engine.thresholds("softmax", name, "float32").limits}
+        ends = [found["equal_logits_down"], found["equal_logits_up"]]
+        assert shown == ["none" if row.next is None else plain(row.value) for row in ends]
+    windows = [float(high) - float(low) for _, low, high in rows[:-1]]
+    assert max(windows) - min(windows) < 1e-3
+    assert rows[-1] == ["shifted", "none", "none"]
 
 
 def variables(defaults: Settings | Limits) -> list[str]:

@@ -1029,6 +1029,38 @@ def test_serve_refuses_settings_it_cannot_read(listened, arguments, env, saying)
     assert not listened
 
 
+def test_limits_are_a_table_and_what_lies_beyond():
+    done = run("thresholds", "--op", "softmax", "--variant", "chosen_shift(c=70000)", "--format", "fp16", "--subnormals", "flush")
+    assert done.exit_code == 0, done.stderr
+    assert "softmax/chosen_shift(c=70000), float16: rows of 2 logits, numpy summation, subnormals flushed\n" in done.stdout
+    rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line}
+    assert rows["equal_logits_up"] == ["never", "0", "nan", "exhaustive", "31744", "yes"]
+    assert rows["ones"][:4] == ["65519", "65520", "inf", "bisection"]
+    assert "\nones: the sum of 65520 ones overflows\n" in done.stdout
+
+
+def test_limits_as_json_are_the_engines():
+    asked = ("--op", "cross_entropy", "--variant", "fused", "--format", "e5m2", "--n", 3, "--summation", "pairwise")
+    found = json.loads(run("thresholds", *asked, "--exp", "correct", "--json").stdout)
+    axes = engine.Axes(exp="correct")
+    assert found == engine.encode(engine.thresholds("cross_entropy", "fused", "float8_e5m2", 3, "pairwise", axes))
+
+
+@pytest.mark.parametrize(
+    ("change", "saying"),
+    [
+        (("--n", 0), "n is 0; a row has 1 to 1048576 logits here"),
+        (("--variant", "chosen_shift(c=one)"), "c is 'one'; it is a number"),
+        (("--variant", "best"), "unknown variant 'best' of softmax"),
+        (("--overflow", "saturate"), "float16 does not saturate"),
+    ],
+)
+def test_no_such_limits(change, saying):
+    done = run("thresholds", "--op", "softmax", "--variant", "naive", "--format", "float16", *change)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert saying in done.stderr
+
+
 @pytest.mark.skipif(not REAL.exists(), reason="the authors' data, ../shared/data/bhh-mnist, is not there")
 def test_the_paper_prints_what_the_readme_shows():
     done = run("paper", "bhh", "--data", REAL)

@@ -32,7 +32,7 @@ def test_it_is_openapi_3_1_with_every_resource():
     assert DOCUMENT["openapi"].startswith("3.1")
     names = {operation["operationId"] for _, _, operation in OPERATIONS}
     catalogue = {"list_ops", "list_variants", "list_formats", "list_summations", "list_inputs"}
-    assert names == {"evaluate", "truth", "live", "ready", "metrics"} | catalogue
+    assert names == {"evaluate", "truth", "thresholds", "live", "ready", "metrics"} | catalogue
 
 
 def test_every_reference_leads_somewhere():
@@ -89,13 +89,64 @@ def test_the_answer_shown_is_the_answer(service, route, request_of):
     assert {**answer, "engine": shown["engine"]} == shown
 
 
+def test_the_limits_shown_are_the_answer(service):
+    shown = DOCUMENT["paths"]["/v1/thresholds"]["get"]["responses"]["200"]["content"]["application/json"]["example"]
+    conforms(shown, "ThresholdsResponse")
+    answer = service.get("/v1/thresholds", params=schemas.THRESHOLDS_ANSWERED).json()
+    assert {**answer, "engine": shown["engine"]} == shown
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "pointer"),
+    [
+        ({"op": "max"}, 422, "op"),
+        ({"variant": "best"}, 422, "variant"),
+        ({"variant": "chosen_shift(c=nan)"}, 422, "variant"),
+        ({"variant": "tiled(tile=0)"}, 422, "variant"),
+        ({"format": "fp8"}, 422, "format"),
+        ({"format": None}, 422, "format"),
+        ({"n": 0}, 422, "n"),
+        ({"n": "2.5"}, 422, "n"),
+        ({"n": "9" * 5000}, 422, "n"),
+        ({"n": 2**20 + 1}, 413, "n"),
+        ({"op": "softmax_jacobian", "n": 4096}, 422, "n"),
+        ({"summation": "by hand"}, 422, "summation"),
+        ({"accumulator": "float17"}, 422, "accumulator"),
+        ({"exp": "fast"}, 422, "exp"),
+        ({"overflow": "saturate"}, 422, "overflow"),
+        ({"formats": "float16"}, 422, "formats"),
+    ],
+)
+def test_what_is_no_question_about_limits_is_refused_by_its_parameter(service, change, status, pointer):
+    asked = {name: value for name, value in {**schemas.THRESHOLDS_ANSWERED, **change}.items() if value is not None}
+    answer = service.get("/v1/thresholds", params=asked)
+    assert answer.status_code == status, answer.text
+    problem = answer.json()
+    conforms(problem, "Problem")
+    assert [row["pointer"] for row in problem["errors"]] == [pointer]
+    assert len(answer.content) < 16_384
+
+
+def test_limits_that_take_too_long_are_refused_with_a_way_out(service):
+    asked = {"op": "softmax", "variant": "online", "format": "float64", "n": 2**20, "exp": "correct"}
+    answer = service.get("/v1/thresholds", params=asked)
+    assert (answer.status_code, answer.json()["type"]) == (413, "urn:softgauge:problem:too-long")
+    assert "softgauge thresholds" in answer.json()["detail"]
+
+
+def test_limits_have_axes(service):
+    asked = {**schemas.THRESHOLDS_ANSWERED, "summation": "sequential", "accumulator": "float32", "fma": "true", "n": 3}
+    answer = service.get("/v1/thresholds", params=asked).json()
+    assert (answer["arithmetic"]["accumulator"], answer["arithmetic"]["fma"], answer["n"]) == ("float32", True, 3)
+
+
 def test_the_422_shown_is_the_answer(service):
     shown = DOCUMENT["paths"]["/v1/evaluate"]["post"]["responses"]["422"]["content"]["application/problem+json"]["example"]
     request_of = {"op": "softmax", "logits": [1], "formats": ["float17"]}
     assert service.post("/v1/evaluate", json=request_of, headers={"X-Request-ID": "example-1"}).json() == shown
 
 
-@pytest.mark.parametrize("model", ["Metrics", "Worst", "Fault", "Bound", "InputRounding", "Certificate", "RowFigure"])
+@pytest.mark.parametrize("model", ["Metrics", "Worst", "Fault", "Bound", "InputRounding", "Certificate", "RowFigure", "Limit"])
 def test_every_figure_is_explained(model):
     assert [
         name for name, row in DOCUMENT["components"]["schemas"][model]["properties"].items() if not row.get("description")
