@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from math import isinf, isnan, log, log2
+from typing import Any
 
 import numpy as np
 
@@ -133,14 +134,25 @@ def _families(op: str, n: int) -> list[_Family]:
 def _weight(k: Arithmetic) -> float:
     """How many times as long an element takes as in NumPy's own 16-bit arithmetic."""
     emulated = k.axes.subnormals == "flush" or k.fmt.bits == 8 or k.output_format.bits == 8
-    integers = k.fmt.precision > 24 and (k.axes.exp != "numpy" or k.axes.fma)
+    integers = k.fmt.precision > 24 and k.axes.fma
     rounded = k.axes.exp != "numpy" or k.axes.fma or k.axes.output_format != k.fmt.name or k.axes.accumulator != k.fmt.name
-    return 1 + 15 * emulated + 800 * integers + 15 * rounded + 3 * (k.summation == "exact")
+    return 1 + 15 * emulated + 1600 * integers + 15 * rounded + 3 * (k.summation == "exact")
 
 
 def _in_order(k: Arithmetic) -> bool:
     """Whether a sum takes a step of Python for every term."""
     return k.summation not in ("numpy", "pairwise", "exact")
+
+
+def _told_in_its_name(variant: Variant) -> dict[str, Any]:
+    """The values of a variant's parameters."""
+    return variant.run.keywords if isinstance(variant.run, partial) else {}
+
+
+def _tiles(variant: Variant, n: int) -> int:
+    """Parts that a variant cuts a row into, each of which takes steps of Python; 0 for most."""
+    told = _told_in_its_name(variant)
+    return int(-(-n // told["tile"]) if "tile" in told else min(n, told.get("parts", 0)))
 
 
 # ---- one limit among the numbers of a format -------------------------------------------------------------------------
@@ -170,7 +182,7 @@ class _Trial:
     def cost(self) -> float:
         """Weighted elements that a row takes, among `together` of them."""
         k = self.arithmetic()
-        passes = self.variant.steps + _in_order(k)
+        passes = self.variant.steps + _in_order(k) + 12 * _tiles(self.variant, self.n) / self.n
         return self.size * _weight(k) * (1 + passes * _PASS / self.together)
 
     @property
@@ -271,8 +283,7 @@ def _anchored(trial: _Trial) -> _Trial:
     """The trial from where it holds: from 0, from a parameter, from the number nearest to 0 that was tried."""
     if trial.family.place is not None:
         return trial
-    run = trial.variant.run
-    told = [value for value in run.keywords.values() if isinstance(value, float)] if isinstance(run, partial) else []
+    told = [value for value in _told_in_its_name(trial.variant).values() if isinstance(value, float)]
     hints = ordinals(
         round_array(np.array([0.0, *(-value for value in told), *told]), trial.arithmetic().fmt), trial.arithmetic().fmt
     )

@@ -54,7 +54,8 @@ def test_the_result_is_finite_up_to_the_exp_limit_and_nan_beyond():
     assert "inf / inf is not a number" in found.beyond
 
 
-def test_so_many_equal_logits_overflow_the_shifted_sum():
+def test_so_many_equal_logits_overflow_the_shifted_sum(monkeypatch):
+    monkeypatch.setattr(limits, "BUDGET", 1 << 22)
     row = limit("equal_logits_up", "softmax", "shifted", "float16", 65519)
     assert (row.next, row.beyond) == (None, "it holds for every number of float16")
     row = limit("equal_logits_up", "softmax", "shifted", "float16", 65520)
@@ -332,6 +333,13 @@ def test_the_answer_is_plain_data():
     assert plain["arithmetic"]["overflow"] == "infinity"
     assert [row["name"] for row in plain["limits"]] == [name for name in QUESTIONS if name != "zero_loss_gap"]
     assert plain["limits"][1]["result"] == "NaN"
+
+
+def test_small_tiles_and_many_parts_take_long():
+    for name in ("lazy_rescale(tile={})", "tiled(tile={})", "split_merge(parts={})"):
+        few, many = (1000, 1) if "tile" in name else (1, 1000)
+        quick, slow = (estimate_thresholds("softmax", name.format(size), "float32", 1000) for size in (few, many))
+        assert slow > 3 * quick
 
 
 @pytest.mark.parametrize("op", OPS)
