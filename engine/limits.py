@@ -312,13 +312,14 @@ def _limit(trial: _Trial) -> Limit:
         text += "; the exact one rounds to 0 too"
     if found.again is not None:
         text += f"; not so for all that lies beyond: {_shortest(trial.number(found.again))} does well again"
+        text += ", and more may fail before it, where not all were tried" * (found.search == "bisection")
     result, sharp = float(trial.at(outputs)[0]), found.again is None
     return Limit(trial.family.name, value, following, result, kind, text, found.search, found.checked, sharp)
 
 
 def _is_tiny(gap: float, n: int, fmt: Format) -> bool:
     """Whether (n - 1) exp(-gap), than which the loss and the gradient are smaller, is surely below half the smallest number."""
-    return log(n - 1) - gap < log(fmt.smallest_subnormal / 2) - 1e-6
+    return log(n - 1) - gap < log(fmt.smallest_subnormal) - log(2) - 1e-6
 
 
 def _shortest(value: float) -> str:

@@ -179,6 +179,21 @@ def test_a_gap_that_the_output_format_rounds_away_counts():
     assert limit("finite_log_gap", "log_softmax", "shifted", "float32", axes=narrow).next is None
 
 
+@pytest.mark.parametrize(
+    ("variant", "fmt", "too"),
+    [
+        ("fused", "float64", False),
+        ("log1p_of_others", "float32", True),
+        ("split", "float32", False),
+    ],
+)
+def test_a_loss_that_is_0_is_told_to_be_right_where_it_is(variant, fmt, too):
+    row = limit("zero_loss_gap", "cross_entropy", variant, fmt)
+    assert (row.kind, "the exact one rounds to 0 too" in row.beyond) == ("zero", too)
+    at = Problem("cross_entropy", np.array([[row.next, 0.0]]), np.array([0]))
+    assert (engine.certify(at, fmt).rounded == 0) == too
+
+
 # ---- searching -------------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +214,7 @@ def test_where_it_comes_and_goes_the_answer_says_so():
         row = limit("zero_loss_gap", "log_softmax", "naive", fmt)
         assert not row.sharp
         assert "not so for all that lies beyond" in row.beyond
+        assert ("more may fail before it" in row.beyond) == (fmt == "float32")
     assert ends(limit("zero_loss_gap", "log_softmax", "naive", "float16")) == (6.1171875, 6.12109375)
 
 
