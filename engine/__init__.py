@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from engine.codec import catalogue, encode, tensor
-from engine.errors import Disagreement, EngineError, InvalidProblem, Undecided, UnknownName
+from engine.errors import Disagreement, EngineError, InvalidParam, InvalidProblem, Undecided, UnknownName
 from engine.formats import FORMATS, Format, round_array
 from engine.formats import find as find_format
 from engine.inputs import generate
-from engine.model import Axes, Evaluation, Measured, Outcome, Problem, TruthAnswer
+from engine.model import Axes, Evaluation, Measured, Outcome, Params, Problem, TruthAnswer
 from engine.ops import output_shape
 from engine.variants import name_of as variant_name
 from engine.verify import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint, measure
@@ -21,9 +21,11 @@ __all__ = [
     "EngineError",
     "Evaluation",
     "Format",
+    "InvalidParam",
     "InvalidProblem",
     "Measured",
     "Outcome",
+    "Params",
     "Problem",
     "TruthAnswer",
     "Undecided",

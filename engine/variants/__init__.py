@@ -42,6 +42,8 @@ class Variant:
     hazard: what goes wrong and where; issues: reports of software that shipped it with that hazard, as owner/repository#number.
     stable: whether it is one to be recommended. axes: what of the arithmetic changes its result. claims: names in CLAIMS.
     parameters: by name, with type, default and range; run has their values bound. steps: passes of Python for each logit of a row.
+    params: names of the Params that it is handed as keywords, where they are given, and does in its own way; what it does not take
+    is done around it (engine.params). needs: whether it is one of an op with these params alone.
     """
 
     op: str
@@ -56,6 +58,8 @@ class Variant:
     claims: tuple[str, ...] = ()
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     steps: int = 0
+    params: tuple[str, ...] = ()
+    needs: bool = False
 
     @property
     def key(self) -> str:
@@ -78,11 +82,14 @@ def variant(
     axes: tuple[str, ...] = SUMS,
     claims: str = "",
     steps: int = 0,
+    params: str = "",
+    needs: bool = False,
     **parameters: Parameter,
 ) -> Callable[[Run], Run]:
     """Register the decorated function as a variant of an op (UnknownName if there is no such op).
 
-    claims: names in CLAIMS between spaces. parameters: keywords of the function.
+    claims: names in CLAIMS between spaces. params: names of Params between spaces, keywords of the function too, None or their
+    default where they are not given. parameters: keywords of the function.
     """
 
     def register(run: Run) -> Run:
@@ -101,6 +108,8 @@ def variant(
             tuple(claims.split()),
             parameters,
             steps,
+            tuple(params.split()),
+            needs,
         )
         VARIANTS.add(row.key, row)
         return run
