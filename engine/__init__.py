@@ -7,13 +7,14 @@ from engine.errors import Disagreement, EngineError, InvalidParam, InvalidProble
 from engine.formats import FORMATS, Format, round_array
 from engine.formats import find as find_format
 from engine.inputs import generate
-from engine.model import Axes, Evaluation, Measured, Outcome, Params, Problem, TruthAnswer
+from engine.model import NO_PARAMS, Axes, Evaluation, Measured, Outcome, Params, Problem, TruthAnswer
 from engine.ops import output_shape
 from engine.variants import name_of as variant_name
 from engine.verify import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint, measure
 
 __all__ = [
     "FORMATS",
+    "NO_PARAMS",
     "SCHEMA",
     "VERSION",
     "Axes",

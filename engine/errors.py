@@ -16,7 +16,7 @@ class InvalidProblem(EngineError):
 class InvalidParam(InvalidProblem):
     """A value of Params that the op or the rule of that param excludes. name: the param's."""
 
-    def __init__(self, name: str, detail: str) -> None:
+    def __init__(self, detail: str, name: str = "") -> None:
         super().__init__(detail)
         self.name = name
 

@@ -135,15 +135,15 @@ def _check_params(problem: Problem, op: Op) -> None:
     params, shape = problem.params, problem.logits.shape
     for name in given_params(params):
         if name not in op.params:
-            raise InvalidParam(name, f"{op.name} takes no {name}; it takes {', '.join(op.params)}")
+            raise InvalidParam(f"{op.name} takes no {name}; it takes {', '.join(op.params)}", name)
         value = getattr(params, name)
         if name in _NUMBERS:
             rule, fits = _NUMBERS[name]
             number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
             if not (number and fits(float(value))):
-                raise InvalidParam(name, f"{name} is {quoted(value)}; it is {rule}")
+                raise InvalidParam(f"{name} is {quoted(value)}; it is {rule}", name)
     if params.reduction not in REDUCTIONS:
-        raise InvalidParam("reduction", f"reduction is {quoted(params.reduction)}; it is one of {', '.join(REDUCTIONS)}")
+        raise InvalidParam(f"reduction is {quoted(params.reduction)}; it is one of {', '.join(REDUCTIONS)}", "reduction")
     if params.mask is not None:
         _check_mask(params.mask, shape)
     if params.weights is not None:
@@ -164,27 +164,27 @@ _NUMBERS: Mapping[str, tuple[str, Callable[[float], bool]]] = {
 
 def _check_mask(mask: Array, shape: tuple[int, ...]) -> None:
     if mask.dtype != np.bool_:
-        raise InvalidParam("mask", f"mask is of {mask.dtype}; it is of booleans, true where a logit is kept")
+        raise InvalidParam(f"mask is of {mask.dtype}; it is of booleans, true where a logit is kept", "mask")
     if mask.shape not in (shape, shape[-1:]):
         rule = f"it has the logits' shape {list(shape)}, or {list(shape[-1:])} for all rows"
-        raise InvalidParam("mask", f"mask has shape {list(mask.shape)}; {rule}")
+        raise InvalidParam(f"mask has shape {list(mask.shape)}; {rule}", "mask")
 
 
 def _check_class_weights(weights: Array, n: int) -> None:
     if weights.shape != (n,):
-        raise InvalidParam("weights", f"weights have shape {list(weights.shape)}; a weight for each class makes it [{n}]")
+        raise InvalidParam(f"weights have shape {list(weights.shape)}; a weight for each class makes it [{n}]", "weights")
     bad = ~(np.isfinite(weights) & (weights >= 0))
     if bad.any():
         place = int(np.argmax(bad))
-        raise InvalidParam("weights", f"weights: {weights[place]} at [{place}] is no weight: they are finite and at least 0")
+        raise InvalidParam(f"weights: {weights[place]} at [{place}] is no weight: they are finite and at least 0", "weights")
 
 
 def _check_ignored(problem: Problem, index: int) -> None:
     if isinstance(index, bool) or not isinstance(index, int):
-        raise InvalidParam("ignore_index", f"ignore_index is {quoted(index)}; it is an integer, such as -100")
+        raise InvalidParam(f"ignore_index is {quoted(index)}; it is an integer, such as -100", "ignore_index")
     if not is_index(problem):
         raise InvalidParam(
-            "ignore_index", f"ignore_index is {quoted(index)}, but targets are distributions: it needs class indices"
+            f"ignore_index is {quoted(index)}, but targets are distributions: it needs class indices", "ignore_index"
         )
 
 

@@ -109,7 +109,8 @@ class _Around:
             z = k.mul(k.tanh(k.div(z, c)), c)
         if p.mask is not None and "mask" not in self.own:
             z = k.choose(p.mask, z, k.constant(-inf))
-        return z
+        # a new array, whose steps the recorder forgets: a logit less itself would else be one that cancelled
+        return np.array(z, order="C")
 
     def _targets(self, targets: Array, z: Array) -> Array:
         k, p = self.k, self.p

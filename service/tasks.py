@@ -152,11 +152,23 @@ def _problem(request: schemas.ProblemRequest, limits: Limits) -> tuple[engine.Pr
         targets = _read(tensors.read_targets, targets, "/targets", limits, logits.shape)
     if grad_output is not None:
         grad_output = _read(tensors.read, grad_output, "/grad_output", limits)
-    problem = engine.Problem(request.op, logits, targets, grad_output)
+    problem = engine.Problem(request.op, logits, targets, grad_output, _params(request.params, limits))
     with engine_errors("/op"):
         size = math.prod(engine.output_shape(problem))
     _at_most(size, limits.max_elements, "max_elements", "elements of the output", _source(request))
     return problem, size
+
+
+def _params(given: schemas.Params | None, limits: Limits) -> engine.Params:
+    """The engine's params; what is wrong with them it says itself."""
+    if given is None:
+        return engine.NO_PARAMS
+    found = {name: getattr(given, name) for name in given.model_fields_set}
+    if given.mask is not None:
+        found["mask"] = _read(tensors.read_booleans, given.mask, "/params/mask", limits)
+    if given.weights is not None:
+        found["weights"] = _read(tensors.read, given.weights, "/params/weights", limits)
+    return engine.Params(**found)
 
 
 def _source(request: schemas.ProblemRequest) -> str:
