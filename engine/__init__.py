@@ -10,6 +10,7 @@ from engine.inputs import generate
 from engine.model import NO_PARAMS, Axes, Evaluation, Measured, Outcome, Params, Problem, TruthAnswer
 from engine.ops import output_shape
 from engine.variants import name_of as variant_name
+from engine.variants import names_of as variant_names
 from engine.verify import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint, measure
 
 __all__ = [
@@ -46,4 +47,5 @@ __all__ = [
     "round_array",
     "tensor",
     "variant_name",
+    "variant_names",
 ]

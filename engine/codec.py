@@ -91,7 +91,7 @@ def _ops() -> list[dict[str, Any]]:
 def _variants() -> list[dict[str, Any]]:
     order = list(OPS)
     rows = sorted(VARIANTS.values(), key=lambda row: order.index(row.op))
-    stored = ("op", "name", "formula", "source", "hazard", "issues", "stable", "axes", "claims", "params")
+    stored = ("op", "name", "formula", "source", "hazard", "issues", "stable", "axes", "claims", "params", "needs")
     return [
         {
             **{name: getattr(row, name) for name in stored},

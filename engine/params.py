@@ -18,7 +18,7 @@ from engine import ops
 from engine.arithmetic import Arithmetic
 from engine.formats import round_array, widen
 from engine.model import Array, Problem
-from engine.variants import Variant, logsumexp, softmax
+from engine.variants import Variant, logsumexp, softmax, stands_between
 
 DERIVATIVES = ("cross_entropy_grad", "softmax_jacobian", "softmax_vjp")
 
@@ -64,14 +64,12 @@ def unchanged(ran: Ran, problem: Problem, same: Problem | None) -> bool:
 
 def _own(variant: Variant, problem: Problem, names: tuple[str, ...]) -> dict[str, Any]:
     """The params that a variant is handed. One between which and the variant another one stands is not."""
-    p = problem.params
-    between = {"scale": p.softcap is not None, "label_smoothing": p.weights is not None}
-    taken = [name for name in variant.params if name in names and not between.get(name, False)]
-    return {name: getattr(p, name) for name in taken}
+    taken = [name for name in variant.params if name in names and not stands_between(problem.params, name)]
+    return {"kept" if name == "mask" else name: getattr(problem.params, name) for name in taken}
 
 
 class _Around:
-    """own: names of params that the variant sees to."""
+    """own: keywords for the params that the variant sees to."""
 
     def __init__(self, problem: Problem, k: Arithmetic, own: frozenset[str]) -> None:
         self.problem, self.k, self.own, self.p = problem, k, own, problem.params
@@ -107,7 +105,7 @@ class _Around:
         if p.softcap is not None:
             c = k.constant(p.softcap)
             z = k.mul(k.tanh(k.div(z, c)), c)
-        if p.mask is not None and "mask" not in self.own:
+        if p.mask is not None and "kept" not in self.own:
             z = k.choose(p.mask, z, k.constant(-inf))
         # a new array, whose steps the recorder forgets: a logit less itself would else be one that cancelled
         return np.array(z, order="C")

@@ -74,7 +74,8 @@ def evaluate(
     """Run variants of an op on its logits rounded to each format, and measure every outcome against the certified truth.
 
     problem: tensors of any format; logits, distributions and grad_output are rounded to each format first, once.
-    formats: names or aliases. variants: names such as "naive", "softmax/naive" or "tiled(tile=64)", all of the op if None.
+    formats: names or aliases. variants: names such as "naive", "softmax/naive" or "tiled(tile=64)", all of the op if None, but for
+    those that need params which are not given.
     summation: a name in SUMMATIONS. include: any of "values", "truth" (arrays in the outcomes) and "ranks" (the
     rank_inversions figure). worst: how many of the worst elements to name, 0 to 32. progress: called with (done, total)
     outcomes. map: how parts of the measuring (by rows) are run, a callable like the builtin; the answer does not depend on
@@ -84,7 +85,7 @@ def evaluate(
     """
     op = ops.check(problem)
     rows = _chosen_formats(formats)
-    chosen = _chosen_variants(op.name, variants)
+    chosen = _chosen_variants(problem, variants)
     _check_options(summation, include, worst)
     total = len(rows) * len(chosen)
     outcomes = []
@@ -199,7 +200,7 @@ def estimate(
     n: int = problem.logits.shape[-1]
     rows: int = problem.logits.size // n
     outputs = rows * op.width(n)
-    named = _chosen_variants(op.name, variants)
+    named = _chosen_variants(problem, variants)
     chosen, steps = len(named), sum(row.steps for row in named)
     quick = chosen * (2e-2 + 8e-7 * (problem.logits.size + outputs))
     truth = 1.5e-5 * (problem.logits.size + outputs) * (2 if op.name == "log_softmax" else 1) * _dearer(problem)
@@ -248,15 +249,17 @@ def _chosen_formats(names: Sequence[str]) -> list[Format]:
     return list(dict.fromkeys(formats.find(name) for name in names))
 
 
-def _chosen_variants(op: str, names: Sequence[str] | None) -> list[Variant]:
-    known = of_op(op)
+def _chosen_variants(problem: Problem, names: Sequence[str] | None) -> list[Variant]:
+    known = [row for row in of_op(problem.op) if row.fits(problem.params)]
     if names is None:
         return known
     if not names:
         raise InvalidProblem(
             f"variants is empty; name at least one of {', '.join(row.name for row in known)}, or leave it out for all"
         )
-    chosen = [find(op, name) for name in names]
+    chosen = [find(problem.op, name) for name in names]
+    for row in chosen:
+        row.check(problem.params)
     return list({row.name: row for row in chosen}.values())
 
 

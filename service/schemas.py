@@ -116,7 +116,10 @@ NonFinite = Annotated[Literal["ieee"], Field(description="What rows with NaN or 
 DEFAULT_FORMATS = ["float16", "float32", "float64"]
 _FORMATS = "See /v1/formats. The three IEEE ones if null."
 Formats = Annotated[Annotated[list[Name], Field(min_length=1, max_length=16)] | None, Field(description=_FORMATS)]
-_VARIANTS = "See /v1/variants; also with the op's name in front, or with parameters: tiled(tile=64). All of the op if left out."
+_VARIANTS = (
+    "See /v1/variants; also with the op's name in front, or with parameters: tiled(tile=64). All of the op if left out, but for "
+    "those that need params which are not given."
+)
 Variants = Annotated[Annotated[list[Name], Field(min_length=1, max_length=64)] | None, Field(description=_VARIANTS)]
 _INCLUDE = "Elements, and rank_inversions, only on request."
 Include = Annotated[list[Literal["values", "truth", "ranks"]], Field(max_length=3, description=_INCLUDE)]
@@ -690,6 +693,7 @@ class VariantRow(BaseModel):
     axes: Annotated[list[str], Field(description="what of the arithmetic changes its result")]
     claims: Annotated[list[str], Field(description="what it is tested to keep, in every format")]
     params: Annotated[list[str], Field(description="params that it sees to in its own way; the others are seen to around it")]
+    needs: Annotated[list[str], Field(description="params without which it cannot be run, and is not in the default")]
     parameters: Annotated[dict[str, VariantParameter], Field(description="given in the name, as in tiled(tile=64)")]
     bound: Annotated[str, Field(description="its a-priori error bound")]
 

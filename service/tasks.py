@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -35,7 +34,7 @@ def evaluate(body: bytes, limits: Limits, announce: Announce) -> bytes:
     request = parse(schemas.EvaluateRequest, body, limits)
     problem, size = _problem(request, limits)
     formats = _formats(request.formats or schemas.DEFAULT_FORMATS)
-    variants = _variants(request)
+    variants = _variants(request, problem.params)
     outcomes = len(formats) * len(variants)
     _at_most(outcomes, limits.max_outcomes, "max_outcomes", "formats times variants", "/variants")
     _at_most(request.worst, limits.max_worst, "max_worst", "worst", "/worst", kind="invalid")
@@ -219,19 +218,13 @@ def _axes(request: schemas.EvaluateRequest) -> engine.Axes:
     return engine.Axes(**named, exp=request.exp, subnormals=request.subnormals, fma=request.fma, overflow=request.overflow)
 
 
-def _variants(request: schemas.EvaluateRequest) -> tuple[str, ...]:
-    """Names without their op, each once, all of the op if none are given."""
+def _variants(request: schemas.EvaluateRequest, params: engine.Params) -> tuple[str, ...]:
+    """Names without their op, each once, all of the op that can be run if none are given."""
     found = []
-    for index, name in enumerate(request.variants or _variants_of(request.op)):
+    for index, name in enumerate(request.variants or engine.variant_names(request.op, params)):
         with engine_errors(f"/variants/{index}", f"/variants/{index}"):
-            found.append(engine.variant_name(request.op, name))
+            found.append(engine.variant_name(request.op, name, params))
     return tuple(dict.fromkeys(found))
-
-
-@cache
-def _variants_of(op: str) -> list[str]:
-    """They do not change while the process lives; asking for each request took a millisecond."""
-    return [row["name"] for row in engine.catalogue("variants") if row["op"] == op]
 
 
 def _at_most(value: int, limit: int, name: str, noun: str, pointer: str, kind: str = "too-large") -> None:

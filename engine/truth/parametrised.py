@@ -18,6 +18,7 @@ logit, or all equal ones of a softmax. With them it is none: where no precision 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from functools import cached_property
 from math import inf, log2, nan
@@ -79,7 +80,18 @@ class Parametrised(Truth):
 
     # ---- rows ----
 
-    def _enclose(self, index: int, bits: int, columns: object = None) -> list[Enclosure]:
+    def prefetch(self, indices: Iterable[int], level: int = 0) -> None:
+        """Nothing: the fast tiers know no params."""
+        self._cells[level].update(dict.fromkeys(indices))
+
+    def _fast_cell(self, level: int, index: int) -> Enclosure | None:
+        return None
+
+    def _enclose(self, index: int, bits: int, columns: Sequence[int] | None = None) -> list[Enclosure]:
+        found = self._row(index, bits)
+        return found if columns is None else [found[column] for column in columns]
+
+    def _row(self, index: int, bits: int) -> list[Enclosure]:
         if self._whole:
             return [self._total(bits)]
         if self._ignored[index]:
@@ -226,7 +238,8 @@ class Parametrised(Truth):
 
     def _wider(self, e: Enclosure, reach: Fraction, places: int, bits: int, merged: bool) -> Enclosure | None:
         """The enclosure of the true element; None where it is wider than 2^-bits."""
-        if isinstance(e, float) or (self.op.name == "softmax" and isinstance(e, StandIn) and not merged):
+        assert not isinstance(e, float)
+        if self.op.name == "softmax" and isinstance(e, StandIn) and not merged:
             return e  # beside 1/k, on a side that the ties alone decide
         lo, hi, exp = hull(e)
         if self.op.name == "softmax":

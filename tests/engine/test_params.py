@@ -560,3 +560,91 @@ def test_a_truth_is_made_for_the_params_it_has():
     assert isinstance(certified(problem, F64), Parametrised)
     assert find("softmax", "shifted") is VARIANTS["softmax/shifted"]
     assert Arithmetic(F64).tanh(np.array([0.0])).tolist() == [0.0]
+
+
+# Variants that see to params in their own way
+
+OWN = [row for row in VARIANTS.values() if row.params]
+
+
+@pytest.mark.parametrize("row", OWN, ids=lambda row: row.key)
+@pytest.mark.parametrize("soft", [False, True])
+def test_own_ways_are_near_the_truth_but_where_they_are_wrong(row, soft):
+    values = {"scale": 0.75, "mask": "drawn", "sink": 1.5, "label_smoothing": 0.125, "z_loss": 0.25}
+    problem = drawn(row.op, {name: values[name] for name in row.params}, 1, F64, soft=soft)
+    out = ran(row.name, problem)
+    assert (out.metrics.max_abs < 1e-13) == (row.name != "sink_unshifted")
+    assert out.bound.rule == "no bound is known with these params"
+
+
+def test_a_variant_that_needs_params_is_run_with_them_alone():
+    x = np.zeros((1, 3))
+    names = [outcome.variant for outcome in engine.evaluate(Problem("softmax", x), ["float32"]).outcomes]
+    assert names == list(engine.variant_names("softmax", NO_PARAMS))
+    assert not {"sink", "sink_unshifted"} & set(names)
+    sunk = Params(sink=0.0)
+    assert {"sink", "sink_unshifted"} <= set(engine.variant_names("softmax", sunk))
+    with pytest.raises(InvalidProblem, match="variant sink is one with sink: give that, or leave it out"):
+        engine.evaluate(Problem("softmax", x), variants=["sink"])
+    smooth = Params(label_smoothing=0.1, weights=np.ones(3))
+    assert "smoothed_apart" not in engine.variant_names("cross_entropy", smooth)
+    with pytest.raises(InvalidProblem, match="is one with label_smoothing and no weights"):
+        engine.evaluate(Problem("cross_entropy", x, np.array([0]), params=smooth), variants=["smoothed_apart"])
+
+
+def test_softmax1_shifted_wrongly_is_another_function():
+    x = np.array([[100.0, 99.0]])
+    right, wrong = (ran(name, Problem("softmax", x, params=Params(sink=0.0))) for name in ("sink", "sink_unshifted"))
+    assert right.metrics.max_ulp < 2
+    assert wrong.values.sum() == pytest.approx(1 - 1 / (2 + math.exp(-1)))
+
+
+def test_a_sink_above_all_logits_is_the_maximum():
+    for fmt in ("float16", "float32"):
+        out = ran("sink", Problem("softmax", np.array([[-200.0, -201.0]]), params=Params(sink=5.0)), fmt)
+        assert out.metrics.max_ulp < 1
+
+
+def test_a_scale_in_the_constant_of_exp2_is_rounded_with_it():
+    x = np.array([np.linspace(-30.0, 30.0, 13)])
+    problem = Problem("softmax", x, params=Params(scale=0.1))
+    folded = ran("exp2_scaled", problem, "float16")
+    assert formats.widen(folded.values).tolist() != formats.widen(ran("shifted", problem, "float16").values).tolist()
+    capped = Params(scale=0.1, softcap=50.0)
+    assert ran("exp2_scaled", Problem("softmax", x, params=capped)).metrics.max_abs < 1e-15
+
+
+@pytest.mark.parametrize("name", ["masked_lowest", "masked_value(mask=-300)"])
+def test_a_mask_without_infinity_is_a_number(name):
+    problem = Problem("softmax", np.array([[1.0, 2.0, 0.5]]), params=Params(mask=np.array([True, False, True])))
+    assert ran(name, problem, "float8_e4m3fn").values[0, 1] == 0
+    assert np.isnan(formats.widen(ran("shifted", problem, "float8_e4m3fn").values)).all()
+
+
+def test_a_masked_logit_makes_a_smoothed_loss_infinite():
+    problem = Problem("cross_entropy", np.array([[1.0, -INF]]), np.array([0]), params=Params(label_smoothing=0.5))
+    assert ran("smoothed_apart", problem).values == INF
+    assert ran("smoothed_apart", problem).metrics.special_mismatch == 0
+
+
+def test_a_small_z_loss_is_lost_beside_one():
+    x = np.array([[4.0, 1.0, 0.0]])
+    problem = Problem("cross_entropy_grad", x, np.array([0]), params=Params(z_loss=2.0**-16))
+    lost, kept = (ran(name, problem, "float16").values.tolist() for name in ("scaled_by_lse", "fused"))
+    plainly = ran("fused", Problem("cross_entropy_grad", x, np.array([0])), "float16").values.tolist()
+    assert lost == plainly != kept
+
+
+def test_a_capped_row_beside_its_ties_is_decided_by_them():
+    """1/2 less exp(-180): no precision is needed to see on which side."""
+    truth = certified(Problem("softmax", np.array([1e4, 1e4, -1e4]), params=Params(softcap=90.0)), F64)
+    assert isinstance(truth.row(0, 80)[0], exactly.StandIn)
+    truth.prepare([0, 1])
+    assert truth.decided(0) == (formats.ordinals(np.array([0.5]), F64)[0], -2)
+    assert truth.cell(1, 60) == truth.row(0, truth.bits)[1]
+    assert truth.tiers() == {0: "T3", 1: "T3"}
+
+
+def test_a_sum_of_capped_losses_is_refined_until_it_is_narrow():
+    x = np.array([[60.0, -60.0], [70.0, -90.0]])
+    compare(Problem("cross_entropy", x, np.array([0, 0]), params=Params(softcap=60.0, reduction="sum")), F64)

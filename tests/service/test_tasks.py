@@ -497,3 +497,12 @@ def test_params_reach_the_truth_and_the_variants():
     del mean["format"]
     found = run("evaluate", mean | {"formats": ["float16"], "variants": ["fused"], "include": ["values"]})["outcomes"][0]
     assert found["values"] == pytest.approx(math.log(2), rel=1e-3)
+
+
+def test_a_variant_that_needs_params_is_refused_without_them():
+    found = refused({**GOOD, "variants": ["naive", "sink"]}, "invalid", "variant sink is one with sink: give that, or leave it out")
+    assert found.errors[0].pointer == "/variants/1"
+    names = {row["variant"] for row in run("evaluate", {k: v for k, v in GOOD.items() if k != "variants"})["outcomes"]}
+    assert "sink" not in names
+    given = {"op": "softmax", "logits": [[0, 1]], "params": {"sink": 1}, "formats": ["float32"]}
+    assert "sink" in {row["variant"] for row in run("evaluate", given)["outcomes"]}
