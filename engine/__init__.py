@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from engine.codec import catalogue, encode, tensor
-from engine.errors import Disagreement, EngineError, InvalidProblem, Undecided, UnknownName
+from engine.errors import Disagreement, EngineError, InvalidParam, InvalidProblem, Undecided, UnknownName
 from engine.formats import FORMATS, Format, round_array
 from engine.formats import find as find_format
 from engine.inputs import generate
 from engine.limits import estimate_thresholds, thresholds
-from engine.model import Axes, Evaluation, Experiment, Measured, Outcome, Problem, Thresholds, TruthAnswer
+from engine.model import NO_PARAMS, Axes, Evaluation, Experiment, Measured, Outcome, Params, Problem, Thresholds, TruthAnswer
 from engine.ops import output_shape
 from engine.paper import bhh
 from engine.variants import name_of as variant_name
+from engine.variants import names_of as variant_names
 from engine.verify import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint, measure
 
 __all__ = [
     "FORMATS",
+    "NO_PARAMS",
     "SCHEMA",
     "VERSION",
     "Axes",
@@ -24,9 +26,11 @@ __all__ = [
     "Evaluation",
     "Experiment",
     "Format",
+    "InvalidParam",
     "InvalidProblem",
     "Measured",
     "Outcome",
+    "Params",
     "Problem",
     "Thresholds",
     "TruthAnswer",
@@ -50,4 +54,5 @@ __all__ = [
     "tensor",
     "thresholds",
     "variant_name",
+    "variant_names",
 ]

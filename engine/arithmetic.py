@@ -46,6 +46,7 @@ _WIDE: Mapping[str, Callable[..., Array]] = {
     "exp2": np.exp2,
     "log": np.log,
     "log1p": np.log1p,
+    "tanh": np.tanh,
     "fma": lambda a, b, c: a * b + c,
     "round": lambda a: a,
     "sum": partial(np.add.reduce, axis=-1),
@@ -148,6 +149,10 @@ class Arithmetic:
     def log1p(self, a: Array) -> Array:
         """log(1 + a)."""
         return self._step("log1p", np.log1p, a)
+
+    def tanh(self, a: Array) -> Array:
+        """The hyperbolic tangent: NumPy's, as log is, whatever the axis exp says."""
+        return self._step("tanh", np.tanh, a)
 
     def sum(self, a: Array) -> Array:
         """The sum of each row, added as the summation says: shape B.

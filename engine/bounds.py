@@ -121,7 +121,8 @@ class Declared:
     """An algorithm as it is declared: a variant's name and the arithmetic it runs in.
 
     format, accumulator, output: names of formats. exp_ulps, log_ulps: errors of the primitives in ulp; kappa: roundings of the
-    exponent of a shifted exponential. flush, fused, saturates: the axes of that name.
+    exponent of a shifted exponential. flush, fused, saturates: the axes of that name. params: whether params change what it
+    computes, so that no bound is known.
     """
 
     variant: str
@@ -135,6 +136,7 @@ class Declared:
     flush: bool = False
     fused: bool = False
     saturates: bool = False
+    params: bool = False
 
 
 def declared(variant: str, fmt: Format, summation: str, axes: Axes) -> Declared:
@@ -806,7 +808,7 @@ class Allowed:
         with np.errstate(all="ignore"):
             for k in chosen:
                 if k.variant not in known:
-                    known[k.variant] = BOUNDS[k.variant](self._of) if k.variant in BOUNDS else None
+                    known[k.variant] = BOUNDS[k.variant](self._of) if k.variant in BOUNDS and not k.params else None
         self._elements = [known[k.variant] for k in chosen]
 
     def part(self, which: int, start: int, stop: int) -> Array:
@@ -871,9 +873,9 @@ def allowed(chosen: Sequence[Declared], logits: Array, extra: Array | None, widt
     return [np.concatenate([found.part(i, s, min(s + CHUNK, width))[0] for s in starts]) for i in range(len(chosen))]
 
 
-def rule(variant: str) -> str:
-    """A variant's bound in words."""
-    return FORMULAS.get(variant, "no bound is known")
+def rule(variant: str, params: bool = False) -> str:
+    """A variant's bound in words; params: whether those change what it computes."""
+    return "no bound is known with these params" if params else FORMULAS.get(variant, "no bound is known")
 
 
 # ---- elementary functions, the same bits everywhere ------------------------------------------------------------------

@@ -76,6 +76,7 @@ def _ops() -> list[dict[str, Any]]:
             "name": op.name,
             "formula": op.formula,
             "tensors": ["logits", *op.tensors],
+            "params": list(op.params),
             "output": {
                 "logits": "the logits' shape",
                 "rows": "B, the logits' shape without the last axis",
@@ -90,7 +91,7 @@ def _ops() -> list[dict[str, Any]]:
 def _variants() -> list[dict[str, Any]]:
     order = list(OPS)
     rows = sorted(VARIANTS.values(), key=lambda row: order.index(row.op))
-    stored = ("op", "name", "formula", "source", "hazard", "issues", "stable", "axes", "claims")
+    stored = ("op", "name", "formula", "source", "hazard", "issues", "stable", "axes", "claims", "params", "needs")
     return [
         {
             **{name: getattr(row, name) for name in stored},

@@ -13,6 +13,14 @@ class InvalidProblem(EngineError):
     """The inputs do not make a problem: a wrong shape, a target out of range, a value the format cannot hold."""
 
 
+class InvalidParam(InvalidProblem):
+    """A value of Params that the op or the rule of that param excludes. name: the param's."""
+
+    def __init__(self, detail: str, name: str = "") -> None:
+        super().__init__(detail)
+        self.name = name
+
+
 class Undecided(EngineError):
     """The precision cap was reached before a figure or a rounding was proven. Nothing is guessed."""
 

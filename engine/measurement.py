@@ -314,6 +314,8 @@ class Allowances:
         return self._bound(index, 1)
 
     def _bound(self, index: int, which: int) -> float:
+        if self.chosen[which].params:
+            return inf
         row, column = divmod(index, self._truth.width)
         if row not in self._rows:
             if len(self._rows) * self._truth.width > KEPT:
@@ -323,14 +325,16 @@ class Allowances:
 
     def condition(self, row: int) -> float:
         """The condition number of a row; 0 where it has no truth, or none is defined."""
+        if self.chosen[0].params:
+            return 0.0
         return float(Allowed(self.chosen[:1], self._truth.raw_logits[row][None], self._truth.companion([row])).condition()[0])
 
     def told(self, exceeded: int, unjudged: int, unbounded: int, vacuous: int, condition: float) -> Bound:
         """These figures with the words that go with them."""
         own, judge = self.chosen
         u, name = max(FORMATS[k].unit_roundoff for k in (own.format, own.output)), judge.variant.split("/")[1]
-        worst = condition if self._truth.op.name in CONDITIONED else None
-        return Bound(rule(own.variant), u, name, exceeded, unjudged, unbounded, vacuous, worst)
+        worst = condition if self._truth.op.name in CONDITIONED and not own.params else None
+        return Bound(rule(own.variant, own.params), u, name, exceeded, unjudged, unbounded, vacuous, worst)
 
     def of(self, part: Truth) -> Allowances:
         """Of a problem of some of the rows."""

@@ -262,7 +262,7 @@ def row_sum(ordinals: Sequence[int], fmt: formats.Format) -> int:
 def _sum_defect(m: Measurement) -> float | None:
     """abs(sum c - 1), abs(sum exp c - 1) or abs(sum c), worst row, to 40 bits."""
     name, fmt = m.truth.op.name, m.fmt
-    if name not in ("softmax", "log_softmax", "cross_entropy_grad") or m.kinds.got_nan.any():
+    if name not in ("softmax", "log_softmax", "cross_entropy_grad") or m.kinds.got_nan.any() or not m.truth.sums:
         return None
     limit = fmt.infinity_ordinal
     infinite = [o for o in m.got if abs(o) == limit and not (name == "log_softmax" and o == -limit)]
@@ -374,7 +374,7 @@ def measure(m: Measurement, ranks: bool = False) -> Metrics:
         total_variation=softmax.figure(softmax.total_variation) if softmax else None,
         argmax_preserved=None if m.truth.op.output == "rows" else sum(preserved(m, row) for row in range(m.truth.rows)),
         rank_inversions=_rank_inversions(m) if rows and ranks else None,
-        backward_error=softmax.figure(softmax.backward_error) if softmax else None,
+        backward_error=softmax.figure(softmax.backward_error) if softmax and m.truth.sums else None,
         error_over_bound=m.error_over_bound() if some else None,
     )
 
@@ -467,7 +467,7 @@ def describe(m: Cells, index: int, mismatch: bool) -> Worst:
     logits = m.truth.op.output == "logits"
     return Worst(
         index=position(index, m.truth.shape),
-        logit=float(m.truth.logits(row)[column]) if logits else None,
+        logit=float(m.truth.shown[row][column]) if logits else None,
         got=float(m.output.reshape(-1)[index]),
         expected=_expected(m, index),
         ulp=None if mismatch else m.ulp(index),

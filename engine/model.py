@@ -12,18 +12,49 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
+class Params:
+    """What an op is told beside its tensors; each op takes some of them (engine.ops), and all are exact real numbers.
+
+    The op is that of the logits z: z_i = scale x_i, or softcap tanh(scale x_i / softcap), which is +-softcap for an infinite x_i;
+    then -inf wherever mask is false, whatever x_i is. scale: above 0, the inverse of a temperature. softcap: above 0, or None.
+    mask: booleans, the logits' shape or (n,), true where a logit is kept; or None. sink: one more logit, not scaled, that is in
+    every sum and no output; or None.
+
+    The loss is that of the targets q_i = w_i ((1 - a) y_i + a / n), y one-hot for a class index, a = label_smoothing, 0 to 1, w =
+    weights, shape (n,), finite and >= 0, or None for 1, as torch.nn.functional.cross_entropy has it: sum q_i (L - z_i) + z_loss
+    L^2, z_loss >= 0. ignore_index: a row with this class index has loss 0 and gradient 0; or None. reduction: "none", "sum", or
+    "mean": the sum over the number of rows, or, for class indices, over the sum of their w_t, ignored rows apart in either. A mean
+    over nothing is NaN. Derivatives are those by x of what the reduction gives.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+    mask: Array | None = None
+    sink: float | None = None
+    label_smoothing: float = 0.0
+    weights: Array | None = None
+    ignore_index: int | None = None
+    z_loss: float = 0.0
+    reduction: str = "none"
+
+
+NO_PARAMS = Params()
+
+
+@dataclass(frozen=True, eq=False)
 class Problem:
     """Everything needed to repeat a measurement but the format: an op and its input tensors.
 
     logits: shape B + (n,), rank 1 to 4, any format's dtype; the last axis is reduced.
     targets: class indices (integers, shape B) or distributions (floats, the logits' shape, finite, >= 0); or None.
-    grad_output: the logits' shape, finite; or None.
+    grad_output: the logits' shape, finite; or None. params: what else the op is told.
     """
 
     op: str
     logits: Array
     targets: Array | None = None
     grad_output: Array | None = None
+    params: Params = NO_PARAMS
 
 
 @dataclass(frozen=True)

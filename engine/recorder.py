@@ -37,6 +37,7 @@ _NOT_ZERO: Mapping[str, Callable[..., Array]] = {
     "exp": lambda a: a != -np.inf,
     "exp2": lambda a: a != -np.inf,
     "log1p": lambda a: a != 0,
+    "tanh": lambda a: a != 0,
     "multiply": lambda a, b: (a != 0) & (b != 0),
     "divide": lambda a, b: (a != 0) & np.isfinite(b),
     "fma": lambda a, b, c: widen(a) * widen(b) != -widen(c),

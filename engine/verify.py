@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from engine import bounds, formats, ops
+from engine import params as around
 from engine.arithmetic import PLAIN, Arithmetic
 from engine.errors import InvalidProblem, UnknownName, quoted
 from engine.faults import explain
@@ -21,6 +22,7 @@ from engine.metrics import measure as measure_exactly
 from engine.metrics import position, status_of, sums_apart
 from engine.metrics import worst as worst_of
 from engine.model import (
+    NO_PARAMS,
     Array,
     Axes,
     Bound,
@@ -37,10 +39,11 @@ from engine.model import (
     TruthAnswer,
     Worst,
 )
+from engine.plain import plain
 from engine.recorder import Recorder
 from engine.summation import SUMMATIONS
 from engine.survey import Map, Survey
-from engine.truth import SERVED_BITS, Truth, decimal, hexadecimal
+from engine.truth import SERVED_BITS, Truth, certified, decimal, hexadecimal
 from engine.variants import Variant, find, of_op
 
 VERSION = "0.1.0"
@@ -71,7 +74,8 @@ def evaluate(
     """Run variants of an op on its logits rounded to each format, and measure every outcome against the certified truth.
 
     problem: tensors of any format; logits, distributions and grad_output are rounded to each format first, once.
-    formats: names or aliases. variants: names such as "naive", "softmax/naive" or "tiled(tile=64)", all of the op if None.
+    formats: names or aliases. variants: names such as "naive", "softmax/naive" or "tiled(tile=64)", all of the op if None, but for
+    those that need params which are not given.
     summation: a name in SUMMATIONS. include: any of "values", "truth" (arrays in the outcomes) and "ranks" (the
     rank_inversions figure). worst: how many of the worst elements to name, 0 to 32. progress: called with (done, total)
     outcomes. map: how parts of the measuring (by rows) are run, a callable like the builtin; the answer does not depend on
@@ -81,7 +85,7 @@ def evaluate(
     """
     op = ops.check(problem)
     rows = _chosen_formats(formats)
-    chosen = _chosen_variants(op.name, variants)
+    chosen = _chosen_variants(problem, variants)
     _check_options(summation, include, worst)
     total = len(rows) * len(chosen)
     outcomes = []
@@ -107,11 +111,11 @@ def measure(
     """
     ops.check(problem)
     _check_options("numpy", include, worst)
-    truth = Truth(problem, formats.of(output))
+    truth = certified(problem, formats.of(output))
     if output.shape != truth.shape:
         mean = "; a number for each row, not their mean (reduction none)" if truth.op.output == "rows" and output.size == 1 else ""
         raise InvalidProblem(f"output has shape {list(output.shape)}; for these logits it must be {list(truth.shape)}{mean}")
-    allowances = Allowances(truth, bounds.stable(problem.op, truth.fmt))
+    allowances = Allowances(truth, replace(bounds.stable(problem.op, truth.fmt), params=_changes_much(problem, truth)))
     judged = _judge(output, truth, allowances, ranks="ranks" in include, count=worst, map=map, audit=audit)
     return Measured(
         op=problem.op,
@@ -139,7 +143,7 @@ def certify(problem: Problem, format: str, digits: int = 30) -> TruthAnswer:
     if not 1 <= digits <= MAX_DIGITS:
         raise InvalidProblem(f"digits is {digits}; it must be 1 to {MAX_DIGITS}")
     fmt = FORMATS[formats.find(format).name]
-    truth = Truth(problem, fmt)
+    truth = certified(problem, fmt)
     bits = max(SERVED_BITS, truth.bits, ceil(digits * log2(10)) + 8)
     found = [e for row in range(truth.rows) for e in truth.row(row, bits)]
     certificate = truth.certificate()
@@ -189,22 +193,25 @@ def estimate(
     """Seconds that evaluate may take on one slow core: a planning figure, from element counts alone.
 
     Raises what evaluate would of its formats, variants, summation and axes. Rows for which the fast tiers are not proven, and
-    figures that none of them decides, take a hundred times as long.
+    figures that none of them decides, take a hundred times as long. With params it looks at the elements: what is exactly a problem
+    without them is measured as that.
     """
     op = ops.check(problem)
     n: int = problem.logits.shape[-1]
     rows: int = problem.logits.size // n
     outputs = rows * op.width(n)
-    named = _chosen_variants(op.name, variants)
+    named = _chosen_variants(problem, variants)
     chosen, steps = len(named), sum(row.steps for row in named)
     quick = chosen * (2e-2 + 8e-7 * (problem.logits.size + outputs))
-    truth = 1.5e-5 * (problem.logits.size + outputs) * (2 if op.name == "log_softmax" else 1)
+    truth = 1.5e-5 * (problem.logits.size + outputs) * (2 if op.name == "log_softmax" else 1) * _dearer(problem)
     slow = truth + (5e-5 * outputs + 2e-4 * rows) * chosen
     size = rows * max(n, op.width(n)) if "truth" not in include else 0
     total = 5e-4
     for fmt in _chosen_formats(formats):
         k = Arithmetic(fmt, summation, axes=axes)
         fast = k.fmt.precision >= k.output_format.precision and _is_fast(op.name, k.output_format, size)
+        if problem.params is not NO_PARAMS:
+            fast = fast and plain(_stored(problem, k.fmt)) is not None
         total += (quick if fast else slow) + chosen * _extra(k, problem.logits.size, outputs, rows)
         total += steps * n * (2e-5 + 2e-8 * rows)
     return total
@@ -224,7 +231,13 @@ def estimate_truth(problem: Problem, digits: int = 30) -> float:
     op = ops.check(problem)
     n = problem.logits.shape[-1]
     elements: int = problem.logits.size + problem.logits.size // n * op.width(n)
-    return 5e-4 + elements * (2.5e-5 + 1e-8 * digits + 4e-10 * digits**2)
+    return 5e-4 + elements * (2.5e-5 + 1e-8 * digits + 4e-10 * digits**2) * _dearer(problem)
+
+
+def _dearer(problem: Problem) -> float:
+    """How many times as long the exact path takes with params: a hyperbolic tangent for a softcap, longer integers otherwise."""
+    params = problem.params
+    return (4.0 if params.softcap is not None else 1.0) * (2.0 if ops.given_params(params) else 1.0)
 
 
 # ---- choosing --------------------------------------------------------------------------------------------------------
@@ -236,15 +249,17 @@ def _chosen_formats(names: Sequence[str]) -> list[Format]:
     return list(dict.fromkeys(formats.find(name) for name in names))
 
 
-def _chosen_variants(op: str, names: Sequence[str] | None) -> list[Variant]:
-    known = of_op(op)
+def _chosen_variants(problem: Problem, names: Sequence[str] | None) -> list[Variant]:
+    known = [row for row in of_op(problem.op) if row.fits(problem.params)]
     if names is None:
         return known
     if not names:
         raise InvalidProblem(
             f"variants is empty; name at least one of {', '.join(row.name for row in known)}, or leave it out for all"
         )
-    chosen = [find(op, name) for name in names]
+    chosen = [find(problem.op, name) for name in names]
+    for row in chosen:
+        row.check(problem.params)
     return list({row.name: row for row in chosen}.values())
 
 
@@ -278,10 +293,10 @@ def _outcomes(
     for arithmetic in arithmetics:
         k = arithmetic()
         stored = _stored(problem, k.fmt)
-        truth = Truth(stored, k.output_format)
+        truth = certified(stored, k.output_format)
         rounding = _input_rounding(problem.logits, stored.logits)
         for variant in chosen:
-            yield _outcome(variant, truth, arithmetic, include, rounding, judge)
+            yield _outcome(variant, stored, truth, arithmetic, include, rounding, judge)
 
 
 _Judge = Callable[[Array, Truth, Allowances], _Judged]
@@ -290,12 +305,22 @@ _New = Callable[..., Arithmetic]
 
 
 def _outcome(
-    variant: Variant, truth: Truth, arithmetic: _New, include: Collection[str], rounding: InputRounding, judge: _Judge
+    variant: Variant,
+    stored: Problem,
+    truth: Truth,
+    arithmetic: _New,
+    include: Collection[str],
+    rounding: InputRounding,
+    judge: _Judge,
 ) -> Outcome:
     recorder = Recorder()
     k = arithmetic(recorder=recorder)
-    output = k.deliver(variant.run(*_arguments(truth.problem), k))
+    ran = around.run(variant, stored, k)
+    output = ran.output
     own = bounds.declared(variant.key, k.fmt, k.summation, k.axes)
+    if stored.params is not NO_PARAMS:
+        same = truth.problem if truth.problem.params is NO_PARAMS else None
+        own = replace(own, params=not around.unchanged(ran, stored, same))
     judged = judge(output, truth, Allowances(truth, own, replace(own, variant=bounds.reference(variant.op))))
     return Outcome(
         variant=variant.name,
@@ -321,9 +346,11 @@ def _judge(output: Array, truth: Truth, allowances: Allowances, *, ranks: bool, 
     """
     size = truth.rows * max(truth.width, truth.raw_logits.shape[1])
     coarser = FORMATS[allowances.chosen[0].format].precision < truth.fmt.precision
-    if coarser or not _is_fast(truth.op.name, truth.fmt, size):
+    if coarser or truth.problem.params is not NO_PARAMS or not _is_fast(truth.op.name, truth.fmt, size):
         return _exactly(output, truth, ranks, count, allowances)
-    survey = Survey(output, Truth(truth.problem, truth.fmt), count, map, allowances=allowances)
+    fresh = Truth(truth.problem, truth.fmt)
+    fresh.shown = truth.shown
+    survey = Survey(output, fresh, count, map, allowances=allowances)
     survey.audit(audit, truth)
     metrics = survey.metrics(ranks)
     absorbed, first = survey.absorbed()
@@ -369,12 +396,19 @@ def _stored(problem: Problem, fmt: Format) -> Problem:
         grad_output = formats.round_array(grad_output, fmt)
         if not np.isfinite(grad_output).all():
             raise InvalidProblem(f"grad_output overflows {fmt.name}, whose largest number is {fmt.largest}; scale it down")
-    return Problem(problem.op, logits, targets, grad_output)
+    return Problem(problem.op, logits, targets, grad_output, problem.params)
 
 
-def _arguments(problem: Problem) -> list[Array]:
-    given: list[Any] = [problem.logits, problem.targets, problem.grad_output]
-    return [tensor for tensor in given if tensor is not None]
+def _changes_much(problem: Problem, truth: Truth) -> bool:
+    """Whether params make a right output, elsewhere, differ by more than the bound without them: all but those that are exact."""
+    params, exact = problem.params, truth.problem.params is NO_PARAMS
+    if not exact or any(name not in ("scale", "mask", "ignore_index") for name in ops.given_params(params)):
+        return bool(ops.given_params(params))
+    if params.scale == 1:
+        return False
+    logits, scale = truth.problem.logits, np.array(params.scale)
+    held = all(np.array_equal(formats.widen(formats.round_array(a, truth.fmt)), formats.widen(a), True) for a in (logits, scale))
+    return problem.op in around.DERIVATIVES or not held
 
 
 def _input_rounding(logits: Array, stored: Array) -> InputRounding:

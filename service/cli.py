@@ -182,6 +182,18 @@ _companions = _options(
     click.option("--grad-output", metavar="ROWS|FILE", help="For softmax_vjp: like the logits."),
     click.option("--grad-output-key", metavar="NAME", help="As --key, for --grad-output."),
 )
+_PARAMS = tuple(field.name for field in fields(engine.Params))
+_params = _options(
+    click.option("--scale", type=float, help="Multiply the logits, as 1/temperature does.  [default: 1]"),
+    click.option("--softcap", type=float, help="Then cap them: softcap tanh(x / softcap)."),
+    click.option("--mask", metavar="ROWS|FILE", help="0 where a logit is masked, 1 where it is kept; a row for all, or one each."),
+    click.option("--sink", type=float, help="One more logit in every sum and no output; 0 makes softmax1."),
+    click.option("--label-smoothing", type=float, help="Targets w_i ((1 - a) y_i + a / n) of a loss, a from 0 to 1."),
+    click.option("--weights", metavar="ROWS|FILE", help="w, a weight for each class of a loss."),
+    click.option("--ignore-index", type=int, help="Class index of rows that a loss leaves out, such as -100."),
+    click.option("--z-loss", type=float, help="Add that many squares of the log-sum-exp to a loss."),
+    click.option("--reduction", help="none, sum or mean over the rows.  [default: none]"),
+)
 _axes = _options(
     click.option("--accumulator", metavar="FORMAT", help="Format in which sums are added.  [default: the arithmetic's own]"),
     click.option("--exp", default="numpy", show_default=True, help="Exponential: numpy, correct (correctly rounded), exp2."),
@@ -207,6 +219,7 @@ _shown = _options(
 @click.option("--seed", type=int, help="Seed of a family.  [default: 0]")
 @click.option("--param", "params", metavar="NAME=VALUE", multiple=True, help="A parameter of the family (repeatable).")
 @_companions
+@_params
 @click.option("--format", "formats", multiple=True, help="Repeatable.  [default: float16, float32, float64]")
 @click.option("--variant", "variants", multiple=True, help="Repeatable.  [default: all of the op]")
 @click.option("--summation", default="numpy", show_default=True, help="How the variants add.")
@@ -254,6 +267,7 @@ _FAIL_ON = "Exit with 1 at a special mismatch; or also (exceeded) at an element 
 @click.option("--output", metavar="ROWS|FILE", required=True, help="What was computed from the logits, written like them.")
 @click.option("--output-key", metavar="NAME", help="As --key, for --output.")
 @_companions
+@_params
 @click.option("--ranks", is_flag=True, help="Count the rank inversions too.")
 @_shown
 @click.option("--json", "as_json", is_flag=True, help="Write every figure as JSON instead of a table.")
@@ -393,7 +407,7 @@ def _failures() -> Iterator[None]:
 
 def _blamed(message: str) -> str:
     """What the engine says of a tensor, with the option that gave it, or would give it."""
-    match = re.search(r"\b(logits|target|class ind|grad_output|output\b)", message)
+    match = re.match("weights|mask", message) or re.search(r"\b(logits|target|class ind|grad_output|output\b)", message)
     name = {"target": "targets", "class ind": "targets"}.get(match[0], match[0]) if match else ""
     given = click.get_current_context().params.get(name)
     if given is not None:
@@ -460,9 +474,11 @@ def _problem(
     targets_key: str | None,
     grad_output: str | None,
     grad_output_key: str | None,
-    **family: Any,
+    **others: Any,
 ) -> engine.Problem:
-    """The engine's problem of the options."""
+    """The engine's problem of the options; others are those of the params and of a family."""
+    told = {name: value for name in _PARAMS if (value := others[name]) is not None}
+    family = {name: value for name, value in others.items() if name not in _PARAMS}
     if logits is None:
         _need_none(("--key", key))
         x = _generated(**family)
@@ -476,10 +492,32 @@ def _problem(
         y = _tensor("targets", targets, targets_key, lambda value: _targets(value, x.shape))
     if grad_output is not None:
         g = _tensor("grad_output", grad_output, grad_output_key, lambda value: tensors.read(value, "--grad-output", LIMITS))
-    problem = engine.Problem(op, x, y, g)
+    problem = engine.Problem(op, x, y, g, _told(told))
     if x.ndim:  # else the engine refuses it
         _check_output(problem)
     return problem
+
+
+def _told(given: dict[str, Any]) -> engine.Params:
+    """The engine's params of the options that were given."""
+    found = dict(given)
+    if "mask" in given:
+        found["mask"] = _tensor("mask", given["mask"], None, _mask)
+        if wrong := set(np.unique(found["mask"].astype(np.float64)).tolist()) - {0.0, 1.0}:
+            raise Refused(f"--mask: {min(wrong):g} is neither 0 (masked) nor 1 (kept)")
+        found["mask"] = found["mask"] != 0
+    if "weights" in given:
+        found["weights"] = _tensor("weights", given["weights"], None, lambda value: tensors.read(value, "--weights", LIMITS))
+    return engine.Params(**found) if found else engine.NO_PARAMS
+
+
+def _mask(value: object) -> tensors.Array:
+    """0 and 1, or from a file true and false."""
+    leaf = value
+    while isinstance(leaf, list) and leaf:
+        leaf = leaf[0]
+    read = tensors.read_booleans if isinstance(leaf, bool) else tensors.read
+    return read(value, "--mask", LIMITS)
 
 
 def _need_none(*given: tuple[str, object]) -> None:
@@ -674,7 +712,7 @@ def _from_npy(raw: bytes | mmap.mmap, stream: BytesIO | mmap.mmap) -> tensors.Ar
         raise ValueError(f".npy version {version[0]}.{version[1]}; known: 1.0, 2.0")
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = header(stream)
-    if dtype.kind not in "fiu" or dtype.itemsize > 8:
+    if dtype.kind not in "fiub" or dtype.itemsize > 8:
         raise ValueError(
             f"dtype {str(dtype)[:64]}; known: float16, float32, float64, and integers for targets (bfloat16, 8 bits: .safetensors)"
         )
@@ -690,7 +728,7 @@ def _stored(array: tensors.Array, name: str) -> tensors.Array:
     """A tensor from a file, of a dtype and size that the engine takes."""
     if array.size > LARGEST_STORED:
         raise ValueError(f"{array.size} elements; a tensor has at most {LARGEST_STORED}")
-    if array.dtype.kind not in "iu":
+    if array.dtype.kind not in "iub" or name == "mask":
         return array
     if name != "targets" or array.dtype == np.uint64:
         raise ValueError(
@@ -727,7 +765,7 @@ def _report(problem: engine.Problem, evaluation: engine.Evaluation) -> str:
     """The readable answer: outcomes, what broke, the worst elements, the rule."""
     outcomes = evaluation.outcomes
     unit = _unit(problem)
-    varied = "".join(f", {words}" for words in _varied(outcomes))
+    varied = "".join(f", {words}" for words in (*_varied(outcomes), *_given(problem.params)))
     head = f"{evaluation.op}: {_extents(problem)} logits, {outcomes[0].summation} summation{varied}"
     rows = [_Row((o.variant, o.format), o.status, o) for o in outcomes]
     rules = [*_rules(outcomes), *_without_truth(problem), *_became_infinite(problem, outcomes)]
@@ -757,10 +795,21 @@ def _varied(outcomes: Sequence[engine.Outcome | engine.Thresholds]) -> Iterator[
         yield "saturating"
 
 
+def _given(params: engine.Params) -> Iterator[str]:
+    """The params that were given."""
+    for field in fields(params):
+        value = getattr(params, field.name)
+        if isinstance(value, np.ndarray):
+            yield field.name
+        elif value != field.default:
+            yield f"{field.name.replace('_', ' ')} {value}"
+
+
 def _report_measured(problem: engine.Problem, output: tensors.Array, measured: engine.Measured) -> str:
     """The readable answer about an output made elsewhere: the same tables, more figures, and no status."""
     unit = _unit(problem)
-    head = f"{problem.op}: {_extents(problem)} {measured.logits_dtype} logits"
+    told = "".join(f", {words}" for words in _given(problem.params))
+    head = f"{problem.op}: {_extents(problem)} {measured.logits_dtype} logits{told}"
     row = _Row(("output", measured.format), None, measured)
     said = [*_broken(measured, unit), *_inversions(measured)]
     notes = [f"output, {measured.format}: {'; '.join(said)}"] if said else []
@@ -841,7 +890,7 @@ def _console() -> Console:
 def _unit(problem: engine.Problem) -> _Unit:
     shape = engine.output_shape(problem)
     total = math.prod(shape)
-    noun = "row" if len(shape) < problem.logits.ndim else "element"
+    noun = "row" if len(shape) == problem.logits.ndim - 1 else "element"
     return _Unit(noun + "s" * (total > 1), total)
 
 
@@ -948,10 +997,11 @@ def _named(o: engine.Outcome) -> str:
 
 def _without_truth(problem: engine.Problem, output: tensors.Array | None = None) -> Iterator[str]:
     """What gates must not overlook: rows whose truth is no number, where an output that is none either is accurate."""
+    problem = _as_told(problem)
     if rows := sum(int(_special(block).sum()) for block in _blocks(problem.logits)):
         has = "has" if rows == 1 else "have"
         truth = f"the truth there is {_special_truth(problem)}, as the output must be"
-        kept = "" if output is None else _kept(problem, output)
+        kept = "" if output is None or problem.params.reduction != "none" else _kept(problem, output)
         yield f"{_counted(rows, 'row')} {has} a NaN or +inf logit, or only -inf: {truth}{kept}"
 
 
@@ -973,21 +1023,38 @@ def _kept(problem: engine.Problem, output: tensors.Array) -> str:
 
 def _became_infinite(problem: engine.Problem, outcomes: Sequence[engine.Outcome]) -> Iterator[str]:
     """The same for rows that lost their truth when the logits were rounded to a format, infinite there or NaN."""
+    problem, capped = _as_told(problem), problem.params.softcap is not None
     for name in dict.fromkeys(o.format for o in outcomes if math.isinf(o.input_rounding.max_abs)):
         became = rows = 0
         for given in _blocks(problem.logits):
             rounded = engine.round_array(given, engine.FORMATS[name]).astype(np.float64)
             became += int((~np.isnan(given) & ~np.isfinite(rounded) & (given != rounded)).sum())
-            rows += int((_special(rounded) & ~_special(given)).sum())
+            rows += 0 if capped else int((_special(rounded) & ~_special(given)).sum())
         if engine.FORMATS[name].bits == 8 and outcomes[0].arithmetic.overflow == "saturate":
             lost_masks = sum(int(np.isinf(given).sum()) for given in _blocks(problem.logits))
             largest = engine.FORMATS[name].largest
             yield f"{name}: {_counted(lost_masks, 'infinite logit')} became {largest:g} in magnitude, as overflow saturates"
             continue
         whose = "its row" if became == rows == 1 else _counted(rows, "row")
-        lost = f"; the truth of {whose} is {_special_truth(problem)}" if rows else " (-inf, probability 0)"
+        lost = f"; the truth of {whose} is {_special_truth(problem)}" if rows else "" if capped else " (-inf, probability 0)"
         noun, what = ("finite logit", "infinite") if engine.FORMATS[name].has_infinity else ("logit", "NaN")
         yield f"{name}: {_counted(became, noun)} became {what}{lost}"
+
+
+def _as_told(problem: engine.Problem) -> engine.Problem:
+    """The problem with logits that are numbers, or none, as those are after params: capped, masked, ignored, beside a sink."""
+    params, x = problem.params, problem.logits
+    if params is engine.NO_PARAMS:
+        return problem
+    if params.softcap is not None:
+        x = np.clip(x.astype(np.float64), -1e300, 1e300)
+    if params.mask is not None:
+        x = np.where(params.mask, x.astype(np.float64), -np.inf)
+    if params.ignore_index is not None and problem.targets is not None:
+        x = np.where((problem.targets == params.ignore_index)[..., None], 0.0, x.astype(np.float64))
+    if params.sink is not None:
+        x = np.where((x == -np.inf).all(axis=-1, keepdims=True), 0.0, x.astype(np.float64))
+    return replace(problem, logits=x)
 
 
 def _blocks(logits: tensors.Array) -> Iterator[tensors.Array]:

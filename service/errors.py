@@ -38,6 +38,7 @@ KINDS: dict[str, tuple[int, str]] = {
 # The only place where engine errors meet HTTP. Children before their base. A Disagreement is missing: no request causes it.
 ENGINE_KINDS: tuple[tuple[type[engine.EngineError], str], ...] = (
     (engine.UnknownName, "unknown-name"),
+    (engine.InvalidParam, "invalid"),
     (engine.InvalidProblem, "invalid"),
     (engine.Undecided, "undecided"),
     (engine.EngineError, "invalid"),
@@ -99,8 +100,9 @@ def from_engine(error: engine.EngineError, pointer: str) -> Problem:
 def engine_errors(unknown: str, invalid: str | None = None) -> Iterator[None]:
     """Turns what the engine raises into its problem, and says where in the request the fault is. Raises Problem.
 
-    unknown: the field whose names are looked up inside. invalid: the field that is judged inside; None: the targets or
-    grad_output, whichever the error names (the doors refuse logits of a wrong shape, and Limits what exceeds the engine's).
+    unknown: the field whose names are looked up inside. invalid: the field that is judged inside, but that an error of one of the
+    params has its place; None: the targets or grad_output, whichever the error names (the doors refuse logits of a wrong shape,
+    and Limits what exceeds the engine's).
     A Disagreement passes: where it is caught, it ends the process.
     """
     try:
@@ -111,6 +113,8 @@ def engine_errors(unknown: str, invalid: str | None = None) -> Iterator[None]:
         raise from_engine(error, unknown) from None
     except engine.InvalidProblem as error:
         named = "/grad_output" if "grad_output" in str(error) else "/targets"
+        if isinstance(error, engine.InvalidParam):
+            named = invalid = f"/params/{error.name}"
         raise from_engine(error, named if invalid is None else invalid) from None
     except engine.EngineError as error:
         raise from_engine(error, "") from None
@@ -146,6 +150,8 @@ def place(parts: Sequence[object]) -> str:
 # What pydantic calls the faults it finds: the rule and the way out, to follow the value.
 _MISFITS = {
     "int_type": "is no integer; write one without fraction, exponent or quotes, such as 1",
+    "float_type": "is no number; write one without quotes, such as 0.125",
+    "extra_forbidden": "stands in a field that is not known here; leave it out, or mend its name",
     "string_type": "is no string; write a name in quotes",
     "string_unicode": "is no text: it has half of a surrogate pair; write whole characters",
     "string_too_short": "has fewer than {min_length} characters; write a name",

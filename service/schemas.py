@@ -116,7 +116,10 @@ NonFinite = Annotated[Literal["ieee"], Field(description="What rows with NaN or 
 DEFAULT_FORMATS = ["float16", "float32", "float64"]
 _FORMATS = "See /v1/formats. The three IEEE ones if null."
 Formats = Annotated[Annotated[list[Name], Field(min_length=1, max_length=16)] | None, Field(description=_FORMATS)]
-_VARIANTS = "See /v1/variants; also with the op's name in front, or with parameters: tiled(tile=64). All of the op if left out."
+_VARIANTS = (
+    "See /v1/variants; also with the op's name in front, or with parameters: tiled(tile=64). All of the op if left out, but for "
+    "those that need params which are not given."
+)
 Variants = Annotated[Annotated[list[Name], Field(min_length=1, max_length=64)] | None, Field(description=_VARIANTS)]
 _INCLUDE = "Elements, and rank_inversions, only on request."
 Include = Annotated[list[Literal["values", "truth", "ranks"]], Field(max_length=3, description=_INCLUDE)]
@@ -133,6 +136,32 @@ _OUTPUT_FORMAT = "The format that results are rounded to at last, and measured i
 _OVERFLOW = "saturate: in the 8-bit formats overflow gives the largest number; else infinity, or NaN in float8_e4m3fn."
 
 
+Booleans = TypeAliasType("Booleans", "Annotated[list[bool | Booleans], Field(min_length=1)]")
+_SCALE = "Above 0, the inverse of a temperature: the logits are multiplied by it."
+_SOFTCAP = "Above 0: z = softcap tanh(scale x / softcap). Not of derivatives."
+_MASK = "The logits' shape, or one for each of the n logits: true where a logit is kept, false where it is -inf, whatever it was."
+_SINK = "One more logit, not scaled, in every sum and no output: 0 makes softmax1 of softmax."
+_LABEL_SMOOTHING = "a, 0 to 1: targets w_i ((1 - a) y_i + a / n)."
+_WEIGHTS = "w: a weight for each class, finite and at least 0."
+_IGNORE_INDEX = "Rows with this class index have loss 0 and gradient 0, and no part in a mean."
+_Z_LOSS = "At least 0: that many squares of the log-sum-exp are added to the loss."
+_REDUCTION = "sum, or mean: over the rows, or over the weights of their targets. Of a gradient: what it is the gradient of."
+
+
+class Params(Strict):
+    """What an op is told beside its tensors, all exact: see /v1/ops for those that it takes."""
+
+    scale: Annotated[float, Field(description=_SCALE)] = 1.0
+    softcap: Annotated[float | None, Field(description=_SOFTCAP)] = None
+    mask: Annotated[Any, _Documented(Booleans | None), Field(description=_MASK)] = None
+    sink: Annotated[float | None, Field(description=_SINK)] = None
+    label_smoothing: Annotated[float, Field(description=_LABEL_SMOOTHING)] = 0.0
+    weights: Annotated[MaybeTensor, Field(description=_WEIGHTS)] = None
+    ignore_index: Annotated[int | None, Field(description=_IGNORE_INDEX)] = None
+    z_loss: Annotated[float, Field(description=_Z_LOSS)] = 0.0
+    reduction: Annotated[Literal["none", "sum", "mean"], Field(description=_REDUCTION)] = "none"
+
+
 class ProblemRequest(Strict):
     """An op and its input tensors."""
 
@@ -141,6 +170,7 @@ class ProblemRequest(Strict):
     inputs: Annotated[Inputs | None, Field(description="A seeded family instead of logits: see /v1/inputs.")] = None
     targets: TargetsField = None
     grad_output: GradOutput = None
+    params: Annotated[Params | None, Field(description="What else the op is told; null: nothing.")] = None
     axis: Axis = -1
     nonfinite: NonFinite = "ieee"
 
@@ -227,6 +257,17 @@ EVALUATE_EXAMPLES: dict[str, dict[str, Any]] = {
             "include": ["values", "truth"],
         },
     },
+    "params": {
+        "summary": "A mean loss with smoothed labels, weighted classes and an ignored row, in float16",
+        "value": {
+            "op": "cross_entropy",
+            "logits": [[2, 1, 0], [0, 3, 1], [5, 5, 5]],
+            "targets": [0, 2, -100],
+            "params": {"label_smoothing": 0.1, "weights": [1, 2, 0.5], "ignore_index": -100, "reduction": "mean"},
+            "formats": ["float16"],
+            "include": ["values", "truth"],
+        },
+    },
     "family": {
         "summary": "A seeded family of inputs instead of logits",
         "value": {
@@ -246,6 +287,10 @@ TRUTH_EXAMPLES: dict[str, dict[str, Any]] = {
     "loss": {
         "summary": "A cross-entropy of 1e-44, far below what -log(p) can see",
         "value": {"op": "cross_entropy", "logits": [[100, 0], [0, 1]], "targets": [0, 1], "format": "bfloat16", "digits": 30},
+    },
+    "softmax1": {
+        "summary": "softmax1 of capped logits: a sink of 0",
+        "value": {"op": "softmax", "logits": [1, -2, 40], "params": {"sink": 0, "softcap": 30}, "format": "float32", "digits": 20},
     },
 }
 
@@ -787,6 +832,8 @@ class VariantRow(BaseModel):
     stable: Annotated[bool, Field(description="whether it is one to be recommended")]
     axes: Annotated[list[str], Field(description="what of the arithmetic changes its result")]
     claims: Annotated[list[str], Field(description="what it is tested to keep, in every format")]
+    params: Annotated[list[str], Field(description="params that it sees to in its own way; the others are seen to around it")]
+    needs: Annotated[list[str], Field(description="params without which it cannot be run, and is not in the default")]
     parameters: Annotated[dict[str, VariantParameter], Field(description="given in the name, as in tiled(tile=64)")]
     bound: Annotated[str, Field(description="its a-priori error bound")]
 

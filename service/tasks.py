@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,7 +36,7 @@ def evaluate(body: bytes, limits: Limits, announce: Announce) -> bytes:
     request = parse(schemas.EvaluateRequest, body, limits)
     problem, size = _problem(request, limits)
     formats = _formats(request.formats or schemas.DEFAULT_FORMATS)
-    variants = _variants(request)
+    variants = _variants(request, problem.params)
     outcomes = len(formats) * len(variants)
     _at_most(outcomes, limits.max_outcomes, "max_outcomes", "formats times variants", "/variants")
     _at_most(request.worst, limits.max_worst, "max_worst", "worst", "/worst", kind="invalid")
@@ -173,11 +172,23 @@ def _problem(request: schemas.ProblemRequest, limits: Limits) -> tuple[engine.Pr
         targets = _read(tensors.read_targets, targets, "/targets", limits, logits.shape)
     if grad_output is not None:
         grad_output = _read(tensors.read, grad_output, "/grad_output", limits)
-    problem = engine.Problem(request.op, logits, targets, grad_output)
+    problem = engine.Problem(request.op, logits, targets, grad_output, _params(request.params, limits))
     with engine_errors("/op"):
         size = math.prod(engine.output_shape(problem))
     _at_most(size, limits.max_elements, "max_elements", "elements of the output", _source(request))
     return problem, size
+
+
+def _params(given: schemas.Params | None, limits: Limits) -> engine.Params:
+    """The engine's params; what is wrong with them it says itself."""
+    if given is None:
+        return engine.NO_PARAMS
+    found = {name: getattr(given, name) for name in given.model_fields_set}
+    if given.mask is not None:
+        found["mask"] = _read(tensors.read_booleans, given.mask, "/params/mask", limits)
+    if given.weights is not None:
+        found["weights"] = _read(tensors.read, given.weights, "/params/weights", limits)
+    return engine.Params(**found)
 
 
 def _source(request: schemas.ProblemRequest) -> str:
@@ -228,19 +239,13 @@ def _axes(request: schemas.EvaluateRequest | schemas.ThresholdsQuery, before: st
     return engine.Axes(**named, exp=request.exp, subnormals=request.subnormals, fma=request.fma, overflow=request.overflow)
 
 
-def _variants(request: schemas.EvaluateRequest) -> tuple[str, ...]:
-    """Names without their op, each once, all of the op if none are given."""
+def _variants(request: schemas.EvaluateRequest, params: engine.Params) -> tuple[str, ...]:
+    """Names without their op, each once, all of the op that can be run if none are given."""
     found = []
-    for index, name in enumerate(request.variants or _variants_of(request.op)):
+    for index, name in enumerate(request.variants or engine.variant_names(request.op, params)):
         with engine_errors(f"/variants/{index}", f"/variants/{index}"):
-            found.append(engine.variant_name(request.op, name))
+            found.append(engine.variant_name(request.op, name, params))
     return tuple(dict.fromkeys(found))
-
-
-@cache
-def _variants_of(op: str) -> list[str]:
-    """They do not change while the process lives; asking for each request took a millisecond."""
-    return [row["name"] for row in engine.catalogue("variants") if row["op"] == op]
 
 
 def _at_most(value: int, limit: int, name: str, noun: str, pointer: str, kind: str = "too-large") -> None:

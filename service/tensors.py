@@ -112,6 +112,19 @@ def read_targets(value: object, pointer: str, bounds: Bounds, logits_shape: tupl
     return _floats(cells, bounds)
 
 
+def read_booleans(value: object, pointer: str, bounds: Bounds) -> Array:
+    """Nested lists of true and false. Raises BadTensor."""
+    cells = _flatten(value, pointer, bounds)
+
+    def convert(item: object) -> bool:
+        if type(item) is not bool:
+            raise ValueError(f"{shown(item)} is no boolean: a mask is of true and false, true where a logit is kept")
+        return item
+
+    items = cells.items if set(map(type, cells.items)) == {bool} else _each(cells, convert, bounds)
+    return np.array(items, dtype=bool).reshape(cells.shape)
+
+
 def _declared(value: dict[str, Any], pointer: str, bounds: Bounds, *, integers: bool) -> Array:
     """A tensor object: {dtype, shape, data} and perhaps encoding or rounding."""
     door = value.get("encoding")

@@ -75,6 +75,10 @@ def test_ops() -> None:
     assert table("Ops") == wanted
 
 
+def test_params() -> None:
+    assert table("Params") == [[row["name"], ", ".join(row["params"])] for row in engine.catalogue("ops")]
+
+
 def test_variants() -> None:
     rows = engine.catalogue("variants")
     wanted = [[f"{row['op']}/{row['name']}", row["formula"], "yes" if row["stable"] else "no", row["hazard"]] for row in rows]
@@ -156,6 +160,7 @@ def request_fields(model: type[BaseModel], of: str, prefix: str = "") -> dict[st
 def test_fields_of_a_request() -> None:
     evaluate, truth = (request_fields(model, model.__name__.removesuffix("Request").lower()) for model in schemas.REQUESTS)
     wanted = {**evaluate, **truth, **request_fields(schemas.Inputs, "both", "inputs.")}
+    wanted |= request_fields(schemas.Params, "both", "params.")
     wanted |= {name: ["both", *wanted[name][1:]] for name in evaluate.keys() & truth.keys()}
     assert all(evaluate[name][1:] == truth[name][1:] for name in evaluate.keys() & truth.keys())
     assert {row[0]: row[1:4] for row in table("Fields of a request")} == wanted

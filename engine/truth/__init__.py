@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from engine import formats, ops
+from engine import plain as reduction
 from engine.errors import Undecided
 from engine.formats import Format
-from engine.model import Array, Certificate, Problem
+from engine.model import NO_PARAMS, Array, Certificate, Problem
 from engine.truth import fast
 from engine.truth.exact import (
     MAX_PRECISION,
@@ -43,6 +44,7 @@ __all__ = [
     "Resolved",
     "StandIn",
     "Truth",
+    "certified",
     "decimal",
     "exp_enclosure",
     "hexadecimal",
@@ -77,20 +79,24 @@ class Resolved:
 class Truth:
     """The exact result of a problem whose tensors are stored in `fmt`, row by row, computed when asked for.
 
-    shape: of the output. rows: number of rows. width: output elements per row (n, 1, or n * n).
+    shape: of the output. rows: number of rows. width: output elements per row (n, 1, or n * n). Of a problem without params; of
+    any, `certified` makes one. shown: the logits as given, a row each. sums: whether it is known what an output's rows sum to.
     """
 
+    sums = True
+
     def __init__(self, problem: Problem, fmt: Format) -> None:
+        assert problem.params is NO_PARAMS or isinstance(self, Parametrised)
         self.op = ops.check(problem)
         self.problem = problem
         self.fmt = fmt
         n = problem.logits.shape[-1]
-        self.shape = self.op.output_shape(problem.logits.shape)
+        self.shape = ops.output_shape(problem)
         self.rows = problem.logits.size // n
         self.width = self.op.width(n)
         self.bits = max(SERVED_BITS, fmt.precision + FIGURE_BITS)
         self._n = n
-        self.raw_logits = problem.logits.reshape(self.rows, n)
+        self.raw_logits = self.shown = problem.logits.reshape(self.rows, n)
         self._targets = _by_row(problem.targets, self.rows, not ops.is_index(problem))
         self._grad_output = _by_row(problem.grad_output, self.rows, True)
         self.ambiguity = 0.0
@@ -174,9 +180,9 @@ class Truth:
 
     def part(self, rows: Sequence[int]) -> Problem:
         """The problem of some rows."""
-        given = {"targets": self._targets, "grad_output": self._grad_output}
-        chosen = {name: None if values is None else values[list(rows)] for name, values in given.items()}
-        return Problem(self.op.name, self.raw_logits[list(rows)], **chosen)
+        given = (self._targets, self._grad_output)
+        targets, grad_output = (None if values is None else values[list(rows)] for values in given)
+        return Problem(self.op.name, self.raw_logits[list(rows)], targets, grad_output)
 
     def _fast_cell(self, level: int, index: int) -> Enclosure | None:
         if index not in self._cells[level]:
@@ -411,3 +417,17 @@ def _decide(e: Enclosure, fmt: Format) -> tuple[int | None, int | None] | None:
 def _number(ordinal: int, fmt: Format) -> int | None:
     """The ordinal of a rounding, None where overflow made it NaN."""
     return None if formats.is_nan(ordinal, fmt) else ordinal
+
+
+def certified(problem: Problem, fmt: Format) -> Truth:
+    """The truth of any problem: of the same one without params, if there is one, else by the exact path. Raises InvalidProblem."""
+    ops.check(problem)
+    same = reduction.plain(problem)
+    if same is None:
+        return Parametrised(problem, fmt)
+    truth = Truth(same, fmt)
+    truth.shown = problem.logits.reshape(truth.raw_logits.shape)
+    return truth
+
+
+from engine.truth.parametrised import Parametrised  # noqa: E402  it is a Truth

@@ -57,6 +57,9 @@ _TWO_53 = 2.0**53
 MAX_PRECISION = 8192
 MAX_ROW_BITS = 1 << 28
 
+Factor = tuple[int, int, int]
+"""An exact positive rational as (num, den, exp): num / den * 2^exp."""
+ONE: Factor = (1, 1, 0)
 Real = tuple[int, int]
 """A positive real as (man, exp): man * 2^exp, to a relative accuracy stated where it is made."""
 
@@ -103,7 +106,11 @@ class Row:
 
     @staticmethod
     def of(logits: Array) -> Row:
-        x = scaled(logits)
+        return Row.over(scaled(logits))
+
+    @staticmethod
+    def over(x: Scaled) -> Row:
+        """The row of exact logits."""
         top = max(x.man)
         return Row([m - top for m in x.man], top, x.exp)
 
@@ -126,11 +133,15 @@ class _Table(dict[int, Real]):
 
 
 class Exponentials:
-    """exp(d_j), s, S and L' of one row at one working precision, each computed once and only if asked for."""
+    """exp(d_j), s, S and L' of one row at one working precision, each computed once and only if asked for.
 
-    def __init__(self, row: Row, precision: int) -> None:
+    factor: by which every result is multiplied.
+    """
+
+    def __init__(self, row: Row, precision: int, factor: Factor = ONE) -> None:
         self.row = row
         self.precision = precision
+        self.factor = factor
         self.ties = row.counts[0]
 
     @cached_property
@@ -277,14 +288,16 @@ def _signed_sum(terms: Sequence[tuple[int, Real]], precision: int) -> Signed | N
     return Signed(total - error, total + error, unit)
 
 
-def _combine(q: tuple[int, int, int], r: Signed | None, precision: int, bits: int) -> Enclosure:
-    """The enclosure of T = q + r, q = num / den * 2^exp. Raises _Wide where it would be wider than 2^-bits of T.
+def _combine(q: tuple[int, int, int], r: Signed | None, precision: int, bits: int, factor: Factor = ONE) -> Enclosure:
+    """The enclosure of T = (q + r) factor, q = num / den * 2^exp. Raises _Wide where it would be wider than 2^-bits of T.
 
     Beside a q that r cannot move by 2^-P (`_beside`) it is at most three units of 2^-P wide, which is less.
     """
+    if factor != ONE:
+        q, r = _product_of(q, factor), r and _times(r, factor, precision)
     num, den, exp = q
     if r is None:
-        return _rational(num, den, exp, bits)
+        return rational(num, den, exp, bits)
     if num == 0:
         return _narrow(r.lo, r.hi, r.exp, bits)
     top_q = _top(num, exp) - den.bit_length()
@@ -295,6 +308,18 @@ def _combine(q: tuple[int, int, int], r: Signed | None, precision: int, bits: in
     floor_q, rest = _divide(num, den, exp - unit)
     lo, hi = outward(*r, unit)
     return _narrow(floor_q + lo, floor_q + (rest != 0) + hi, unit, bits)
+
+
+def _product_of(q: tuple[int, int, int], factor: Factor) -> tuple[int, int, int]:
+    return q[0] * factor[0], q[1] * factor[1], q[2] + factor[2]
+
+
+def _times(r: Signed, factor: Factor, precision: int) -> Signed:
+    """An enclosure times an exact factor, made wider by at most 2^-(P + 8) of itself."""
+    num, den, exp = factor
+    lo, hi = r.lo * num, r.hi * num
+    shift = max(0, precision + 10 + den.bit_length() - min(abs(lo), abs(hi)).bit_length())
+    return Signed((lo << shift) // den, -(-(hi << shift) // den), r.exp + exp - shift)
 
 
 def _divide(num: int, den: int, shift: int) -> tuple[int, int]:
@@ -317,7 +342,7 @@ def _narrow(lo: int, hi: int, exp: int, bits: int) -> Enclosure:
     return lo, hi, exp
 
 
-def _rational(num: int, den: int, exp: int, bits: int) -> Enclosure:
+def rational(num: int, den: int, exp: int, bits: int) -> Enclosure:
     """An exact rational: itself where dyadic, else its neighbours at a width below 2^-bits."""
     if num == 0:
         return ZERO
@@ -353,7 +378,8 @@ def hull(e: tuple[int, int, int]) -> tuple[int, int, int]:
 class Inputs:
     """One row of a problem: finite logits, and the target or grad_output entries that go with them, all exact.
 
-    columns: the flat columns of the output that are wanted, None for all.
+    columns: the flat columns of the output that are wanted, None for all. z_loss: man 2^exp, that many squares of the
+    log-sum-exp are added to a loss with weights. factor: by which the results are multiplied at last.
     """
 
     row: Row
@@ -362,6 +388,8 @@ class Inputs:
     target: int | None = None
     grad_output: Scaled | None = None
     columns: Sequence[int] | None = None
+    z_loss: tuple[int, int] = (0, 0)
+    factor: Factor = ONE
 
     def chosen(self, values: Sequence[Any]) -> Sequence[Any]:
         """The values of the columns that are wanted: all where none are named."""
@@ -384,15 +412,15 @@ def _probability(delta: int, e: Exponentials, bits: int, scale: int = 1, exp: in
     """scale * 2^exp * p - minus * 2^exp for the p of that delta: softmax (1, 0, 0) and cross_entropy_grad (Y, unit, y)."""
     precision = e.precision
     if not scale:
-        return _rational(-minus, 1, exp, bits)
+        return _combine((-minus, 1, exp), None, precision, bits, e.factor)
     if delta == 0 and e.small:
         q = (scale - minus * e.ties, e.ties, exp)
         rest = e.tail and _ball(e.product([(scale, exp), e.tail], [(e.ties, 0), e.total]), -1, precision)
-        return _combine(q, rest, precision, bits)
-    if scale == 1 and not minus and not exp:
+        return _combine(q, rest, precision, bits, e.factor)
+    if scale == 1 and not minus and not exp and e.factor == ONE:
         return _narrow(*_ball(e.quotient(e.exp[delta] if delta else (1, 0), e.total), 1, precision), bits)
     part = e.product([(scale, exp)] if delta == 0 else [(scale, exp), e.exp[delta]], [e.total])
-    return _combine((-minus, 1, exp), _ball(part, 1, precision), precision, bits)
+    return _combine((-minus, 1, exp), _ball(part, 1, precision), precision, bits, e.factor)
 
 
 def _softmax(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
@@ -407,33 +435,91 @@ def _log_rest(e: Exponentials, sign: int, scale: Real = (1, 0)) -> Signed | None
 
 def _log_softmax(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
     deltas, rest = inputs.chosen(inputs.row.deltas), _log_rest(e, -1)
-    table = {delta: _combine((delta, 1, inputs.row.exp), rest, e.precision, bits) for delta in set(deltas)}
+    table = {delta: _combine((delta, 1, inputs.row.exp), rest, e.precision, bits, e.factor) for delta in set(deltas)}
     return [table[delta] for delta in deltas]
 
 
 def _logsumexp(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
-    row = inputs.row
-    return [_combine((row.maximum, 1, row.exp), _log_rest(e, 1), e.precision, bits)]
+    return [_combine(*_logsumexp_parts(inputs, e), e.precision, bits, e.factor)]
 
 
 def _cross_entropy(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
+    return [_combine(*_cross_entropy_parts(inputs, e), e.precision, bits, e.factor)]
+
+
+Parts = tuple[tuple[int, int, int], Signed | None]
+"""q and r of one number a row."""
+
+
+def _logsumexp_parts(inputs: Inputs, e: Exponentials) -> Parts:
+    row = inputs.row
+    return (row.maximum, 1, row.exp), _log_rest(e, 1)
+
+
+def _cross_entropy_parts(inputs: Inputs, e: Exponentials) -> Parts:
+    """With a z-loss of weight a: q + a m^2, and r = L' (Y + 2 a m + a L')."""
     row, weights = inputs.row, inputs.weights
     if weights is None:
         assert inputs.target is not None
-        return [_combine((-row.deltas[inputs.target], 1, row.exp), _log_rest(e, 1), e.precision, bits)]
-    if not inputs.weight_sum:
-        return [ZERO]
-    q = -sum(y * delta for y, delta in zip(weights.man, row.deltas, strict=True))
-    rest = _log_rest(e, 1, (inputs.weight_sum, weights.exp))
-    return [_combine((q, 1, row.exp + weights.exp), rest, e.precision, bits)]
+        return (-row.deltas[inputs.target], 1, row.exp), _log_rest(e, 1)
+    q = -sum(y * delta for y, delta in zip(weights.man, row.deltas, strict=True)), row.exp + weights.exp
+    if not inputs.z_loss[0]:
+        rest = _log_rest(e, 1, (inputs.weight_sum, weights.exp)) if inputs.weight_sum else None
+        return (q[0], 1, q[1]), rest
+    man, exp = inputs.z_loss
+    q = _dyadic_sum(q, (man * row.maximum**2, exp + 2 * row.exp))
+    log, inner = e.log_total, _slope(inputs, e, 1)
+    rest = inner and log and _scale(inner, 0, [log], [(1, 0)], e)
+    return (q[0], 1, q[1]), rest
+
+
+def _dyadic_sum(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    unit = min(a[1], b[1])
+    return (a[0] << (a[1] - unit)) + (b[0] << (b[1] - unit)), unit
+
+
+def _slope(inputs: Inputs, e: Exponentials, times: int) -> Signed | None:
+    """Y + 2 a m + times a L', a the weight of the z-loss; None where exactly 0, which L', irrational or 0, never makes it else."""
+    man, exp = inputs.z_loss
+    lead, unit = _slope_lead(inputs)
+    exact = Signed(lead, lead, unit) if lead else None
+    rest = e.log_total and _ball(e.product([e.log_total, (times * man, exp)]), 1, e.precision)
+    return _add(exact, rest, e.precision) if exact and rest else exact or rest
+
+
+def _slope_lead(inputs: Inputs) -> tuple[int, int]:
+    """Y + 2 a m, exact."""
+    assert inputs.weights is not None
+    man, exp = inputs.z_loss
+    return _dyadic_sum((inputs.weight_sum, inputs.weights.exp), (2 * man * inputs.row.maximum, exp + inputs.row.exp))
 
 
 def _cross_entropy_grad(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
     weights = inputs.weights
     assert weights is not None
     pairs = inputs.chosen(list(zip(inputs.row.deltas, weights.man, strict=True)))
-    table = {(d, y): _probability(d, e, bits, inputs.weight_sum, weights.exp, y) for d, y in set(pairs)}
+    if inputs.z_loss[0]:
+        table = {(d, y): _sloped(d, y, inputs, e, bits) for d, y in set(pairs)}
+    else:
+        table = {(d, y): _probability(d, e, bits, inputs.weight_sum, weights.exp, y) for d, y in set(pairs)}
     return [table[pair] for pair in pairs]
+
+
+def _sloped(delta: int, y: int, inputs: Inputs, e: Exponentials, bits: int) -> Enclosure:
+    """p (C + 2 a L') - y, C = Y + 2 a m. At the maxima q = C/k - y, r = (2 a k L' - C s)/(k S)."""
+    assert inputs.weights is not None
+    (lead, unit), exp, k = _slope_lead(inputs), inputs.weights.exp, e.ties
+    if delta or not e.small:
+        slope = _slope(inputs, e, 2)
+        rest = slope and _scale(slope, 0, [e.exp[delta]] if delta else [(1, 0)], [e.total], e)
+        return _combine((-y, 1, exp), rest, e.precision, bits, e.factor)
+    man, place = inputs.z_loss
+    rise = e.log_total and _ball(e.product([e.log_total, (2 * k * man, place)]), 1, e.precision)
+    fall = _ball(e.product([e.tail, (abs(lead), unit)]), -lead, e.precision) if e.tail and lead else None
+    rest = _add(rise, fall, e.precision) if rise and fall else rise or fall
+    rest = rest and _scale(rest, 0, [(1, 0)], [(k, 0), e.total], e)
+    num, unit = _dyadic_sum((lead, unit), (-k * y, exp))
+    return _combine((num, k, unit), rest, e.precision, bits, e.factor)
 
 
 def _jacobian(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
@@ -450,18 +536,20 @@ def _diagonal(delta: int, e: Exponentials, bits: int) -> Enclosure:
     if delta:
         others = e.total[0] - _at(e.exp[delta], e.total[1])
         part = e.product([e.exp[delta], (others, e.total[1])], [e.total, e.total])
-        return _combine((0, 1, 0), _ball(part, 1, precision), precision, bits)
+        return _combine((0, 1, 0), _ball(part, 1, precision), precision, bits, e.factor)
     if e.tail is None:
-        return _rational(k - 1, k * k, 0, bits)
+        return _combine((k - 1, k * k, 0), None, precision, bits, e.factor)
     if k == 1:
-        return _combine((0, 1, 0), _ball(e.product([e.tail], [e.total, e.total]), 1, precision), precision, bits)
+        return _combine((0, 1, 0), _ball(e.product([e.tail], [e.total, e.total]), 1, precision), precision, bits, e.factor)
     if not e.small:
         others = e.total[0] - (1 << -e.total[1])
-        return _combine((0, 1, 0), _ball(e.product([(others, e.total[1])], [e.total, e.total]), 1, precision), precision, bits)
+        return _combine(
+            (0, 1, 0), _ball(e.product([(others, e.total[1])], [e.total, e.total]), 1, precision), precision, bits, e.factor
+        )
     man, exp = e.tail
     factor = e.product([e.tail, (k - 1, 0)]) if k == 2 else _sum_positive([(k * (k - 2), 0), (man * (k - 1), exp)], precision)
     part = e.product([e.tail, factor], [(k * k, 0), e.total, e.total])
-    return _combine((k - 1, k * k, 0), _ball(part, -1, precision), precision, bits)
+    return _combine((k - 1, k * k, 0), _ball(part, -1, precision), precision, bits, e.factor)
 
 
 def _off_diagonal(a: int, b: int, e: Exponentials, bits: int) -> Enclosure:
@@ -472,9 +560,9 @@ def _off_diagonal(a: int, b: int, e: Exponentials, bits: int) -> Enclosure:
         if e.tail is not None:
             factor = _sum_positive([(2 * e.ties, 0), e.tail], precision)
             rest = _ball(e.product([e.tail, factor], [(e.ties * e.ties, 0), e.total, e.total]), 1, precision)
-        return _combine((-1, e.ties * e.ties, 0), rest, precision, bits)
+        return _combine((-1, e.ties * e.ties, 0), rest, precision, bits, e.factor)
     above = [e.exp[d] for d in (a, b) if d] or [(1, 0)]
-    return _combine((0, 1, 0), _ball(e.product(above, [e.total, e.total]), -1, precision), precision, bits)
+    return _combine((0, 1, 0), _ball(e.product(above, [e.total, e.total]), -1, precision), precision, bits, e.factor)
 
 
 def _vjp(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
@@ -498,12 +586,12 @@ def _vjp(inputs: Inputs, e: Exponentials, bits: int) -> list[Enclosure]:
         if delta == 0 and e.small:
             rest = _vjp_rest(lead, tau, shifts, e)
             rest = rest and _scale(rest, grad.exp, [(1, 0)], [(e.ties**2, 0), e.total, e.total], e)
-            table[delta, g] = _combine((lead, e.ties**2, grad.exp), rest, precision, bits)
+            table[delta, g] = _combine((lead, e.ties**2, grad.exp), rest, precision, bits, e.factor)
         else:
             inner = _vjp_inner(lead, tau, e)
             above = [e.exp[delta]] if delta else [(1, 0)]
             rest = inner and _scale(inner, grad.exp, above, [(e.ties, 0), e.total, e.total], e)
-            table[delta, g] = _combine((0, 1, 0), rest, precision, bits)
+            table[delta, g] = _combine((0, 1, 0), rest, precision, bits, e.factor)
     return [table[pair] for pair in pairs]
 
 
@@ -571,7 +659,7 @@ def enclose(op: str, inputs: Inputs, bits: int) -> list[Enclosure]:
     cap = max(MAX_PRECISION, 2 * precision)
     while True:
         try:
-            return EVALUATE[op](inputs, Exponentials(inputs.row, precision), bits)
+            return EVALUATE[op](inputs, Exponentials(inputs.row, precision, inputs.factor), bits)
         except _Wide:
             finer = min(2 * precision, cap)
         if finer == precision or finer * count > MAX_ROW_BITS:
@@ -581,6 +669,62 @@ def enclose(op: str, inputs: Inputs, bits: int) -> list[Enclosure]:
                 f"(caps: {cap} bits, {MAX_ROW_BITS} bits over a row)"
             )
         precision = finer
+
+
+PARTS: dict[str, Callable[[Inputs, Exponentials], Parts]] = {"logsumexp": _logsumexp_parts, "cross_entropy": _cross_entropy_parts}
+
+
+def enclose_sum(op: str, rows: Sequence[Inputs], factor: Factor, bits: int) -> Enclosure:
+    """The enclosure of the sum over rows, at least one, of an op of one number a row, times the factor (the rows' own count not).
+
+    q and r of the rows are added, the q exactly: the rests of a plain loss are positive, so the sticky rule holds for their sum,
+    and nothing cancels. With a z-loss they may differ in sign. As enclose raises, of all rows together.
+    """
+    precision, count = bits + GUARD, sum(len(inputs.row.counts) for inputs in rows)
+    cap = max(MAX_PRECISION, 2 * precision)
+    while True:
+        try:
+            parts = [PARTS[op](inputs, Exponentials(inputs.row, precision)) for inputs in rows]
+            whole = (0, 0)
+            for (num, _, exp), _ in parts:
+                whole = _dyadic_sum(whole, (num, exp))
+            rest = _sum_of([r for _, r in parts if r is not None], precision)
+            return _combine((whole[0], 1, whole[1]), rest, precision, bits, factor)
+        except _Wide:
+            finer = min(2 * precision, cap)
+        if finer == precision or finer * count > MAX_ROW_BITS:
+            raise Undecided(f"the sum of {op} over {len(rows)} rows is undecided at {precision} bits")
+        precision = finer
+
+
+def _sum_of(rests: Sequence[Signed], precision: int) -> Signed | None:
+    if not rests:
+        return None
+    unit = max(max(_top(r.lo, r.exp), _top(r.hi, r.exp)) for r in rests) - precision - 8 - len(rests).bit_length()
+    ends = [outward(*r, unit) for r in rests]
+    lo, hi = sum(end[0] for end in ends), sum(end[1] for end in ends)
+    if lo <= 0 <= hi:
+        raise _Wide
+    return Signed(lo, hi, unit)
+
+
+def tanh(num: int, den: int, places: int) -> int:
+    """tanh(num / den), den > 0, in units of 2^-places, off by less than 4: (E - 1)/(E + 1), E = exp(2 num / den), odd in num.
+
+    The absolute error is at most half the relative one of E, whose exponent is off by 2^-(places + 8) and which has that many bits.
+    Where 2/(E + 1) is below a unit the result is a unit less than 1 or 1.
+    """
+    if num < 0:
+        return -tanh(-num, den, places)
+    if num // den > places:  # 2 exp(-2 places) is less than a unit
+        return 1 << places
+    man = _divide(2 * num, den, places + 8)[0]
+    if not man:
+        return 0
+    value, exp = _exp(man, -places - 8, places + 16)
+    unit = -places - 16
+    e = _at((value, exp), unit)
+    return ((e - (1 << -unit)) << places) // (e + (1 << -unit))
 
 
 # ---- decimals and hex, for people ------------------------------------------------------------------------------------

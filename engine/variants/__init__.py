@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from engine.errors import InvalidProblem, UnknownName, quoted
-from engine.model import Array
-from engine.ops import OPS
+from engine.model import NO_PARAMS, Array, Params
+from engine.ops import OPS, given_params
 from engine.parameters import Parameter, Value
 from engine.registry import Registry
 
@@ -43,6 +43,8 @@ class Variant:
     hazard: what goes wrong and where; issues: reports of software that shipped it with that hazard, as owner/repository#number.
     stable: whether it is one to be recommended. axes: what of the arithmetic changes its result. claims: names in CLAIMS.
     parameters: by name, with type, default and range; run has their values bound. steps: passes of Python for each logit of a row.
+    params: names of the Params that it is handed as keywords, where they are given, and does in its own way; what it does not take
+    is done around it (engine.params). needs: those without which it is none of the op's variants.
     """
 
     op: str
@@ -57,11 +59,29 @@ class Variant:
     claims: tuple[str, ...] = ()
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     steps: int = 0
+    params: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """The name with that of the op, such as softmax/naive."""
         return f"{self.op}/{self.name}"
+
+    def fits(self, params: Params) -> bool:
+        """Whether params have what it needs, and nothing that must be done between those and it."""
+        names = given_params(params)
+        return all(name in names and not stands_between(params, name) for name in self.needs)
+
+    def check(self, params: Params) -> None:
+        """Raises InvalidProblem where they do not."""
+        if not self.fits(params):
+            apart = " and no weights" * ("label_smoothing" in self.needs)
+            raise InvalidProblem(f"variant {self.name} is one with {' and '.join(self.needs)}{apart}: give that, or leave it out")
+
+
+def stands_between(params: Params, name: str) -> bool:
+    """Whether another of the params is applied after that one, so that a variant cannot see to it."""
+    return {"scale": params.softcap is not None, "label_smoothing": params.weights is not None}.get(name, False)
 
 
 VARIANTS: Registry[Variant] = Registry("variant")
@@ -79,11 +99,14 @@ def variant(
     axes: tuple[str, ...] = SUMS,
     claims: str = "",
     steps: int = 0,
+    params: str = "",
+    needs: str = "",
     **parameters: Parameter,
 ) -> Callable[[Run], Run]:
     """Register the decorated function as a variant of an op (UnknownName if there is no such op).
 
-    claims: names in CLAIMS between spaces. parameters: keywords of the function.
+    claims: names in CLAIMS between spaces. params: names of Params between spaces, keywords of the function too, None or their
+    default where they are not given (the mask's is `kept`). needs: of these. parameters: keywords of the function.
     """
 
     def register(run: Run) -> Run:
@@ -102,6 +125,8 @@ def variant(
             tuple(claims.split()),
             parameters,
             steps,
+            tuple(params.split()),
+            tuple(needs.split()),
         )
         VARIANTS.add(row.key, row)
         return run
@@ -133,9 +158,19 @@ def find(op: str, name: str) -> Variant:
     return replace(row, name=f"{plain}({told})" if told else plain, run=partial(row.run, **given))
 
 
-def name_of(op: str, name: str) -> str:
-    """The name that an outcome of a variant has: without the op, and of its parameters those that differ from their defaults."""
-    return find(op, name).name
+def name_of(op: str, name: str, params: Params = NO_PARAMS) -> str:
+    """The name that an outcome of a variant has: without the op, and of its parameters those that differ from their defaults.
+
+    Raises as find does, and InvalidProblem where the params have not what it needs.
+    """
+    row = find(op, name)
+    row.check(params)
+    return row.name
+
+
+def names_of(op: str, params: Params) -> tuple[str, ...]:
+    """The names of all variants of an op that can be run with these params."""
+    return tuple(row.name for row in of_op(op) if row.fits(params))
 
 
 def _assignments(row: Variant, name: str, rest: str) -> list[tuple[str, Value]]:
@@ -185,6 +220,7 @@ from engine.variants import (  # noqa: E402, F401
     log_softmax,
     logsumexp,
     masked,
+    sinks,
     softmax,
     softmax_jacobian,
     softmax_vjp,

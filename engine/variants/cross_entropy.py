@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.arithmetic import Arithmetic
 from engine.model import Array
-from engine.variants import logsumexp, softmax, variant
+from engine.variants import log_softmax, logsumexp, softmax, variant
 
 
 @variant(
@@ -123,3 +123,22 @@ def log1p_of_others(x: Array, y: Array, k: Arithmetic) -> Array:
     if not k.is_index(y):
         return fused(x, y, k)
     return k.log1p(k.sum(k.without(k.exp(k.sub(x, k.at(x, y))), y)))
+
+
+@variant(
+    "cross_entropy",
+    "smoothed_apart",
+    formula="(1 - a) sum_i y_i (-l_i) + (a / n) sum_i (-l_i), l = log_softmax/shifted, a = label_smoothing",
+    source="PyTorch, cross_entropy with label_smoothing",
+    hazard="the sum over all classes loses the digits of the target's term; a logit of -inf makes it infinite, as it is defined",
+    issues=("facebookresearch/pytext#1698",),
+    params="label_smoothing",
+    needs="label_smoothing",
+)
+def smoothed_apart(x: Array, y: Array, k: Arithmetic, label_smoothing: float = 0.0) -> Array:
+    """The loss of the target and that of all classes."""
+    lost = k.neg(log_softmax.shifted(x, k))
+    a = k.constant(label_smoothing)
+    share = k.div(a, k.constant(x.shape[-1]))
+    own = k.at(lost, y) if k.is_index(y) else k.sum(k.mul(y, k.where_nonzero(y, lost)))
+    return k.add(k.mul(k.sub(k.constant(1), a), own), k.mul(share, k.sum(lost)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.arithmetic import Arithmetic
 from engine.model import Array
-from engine.variants import FUSED, log_softmax, softmax, variant
+from engine.variants import FUSED, log_softmax, logsumexp, softmax, variant
 from engine.variants.softmax_vjp import pull_back
 
 
@@ -95,3 +95,39 @@ def saved_16_bit_logs(x: Array, y: Array, k: Arithmetic) -> Array:
     if k.is_index(y):
         return k.sub(p, k.one_hot(y, p))
     return k.fma(k.sum(y), p, k.neg(y))
+
+
+@variant(
+    "cross_entropy_grad",
+    "smoothed_apart",
+    formula="S p_i - a / n - (1 - a) y_i, S = (1 - a) sum(y) + a, 1 for a class index, p = softmax/shifted, a = label_smoothing",
+    source="linkedin/Liger-Kernel, ops/cross_entropy.py: eps = a / n is subtracted from every class, 1 - a from the target",
+    hazard="at the target two subtractions cancel one after the other where it is certain",
+    params="label_smoothing",
+    needs="label_smoothing",
+)
+def smoothed_apart(x: Array, y: Array, k: Arithmetic, label_smoothing: float = 0.0) -> Array:
+    """What is smoothed is subtracted before the target."""
+    p, a, one = softmax.shifted(x, k), k.constant(label_smoothing), k.constant(1)
+    share, rest = k.div(a, k.constant(x.shape[-1])), k.sub(one, a)
+    if k.is_index(y):
+        return k.sub(k.sub(p, share), k.mul(rest, k.one_hot(y, p)))
+    p = k.mul(p, k.add(k.mul(rest, k.sum(y)), a))
+    return k.sub(k.sub(p, share), k.mul(rest, y))
+
+
+@variant(
+    "cross_entropy_grad",
+    "scaled_by_lse",
+    formula="(S + 2 z L) p_i - y_i, S = sum(y), p = softmax/shifted, L = logsumexp/shifted, z = z_loss",
+    source="T5X, losses.py, cross_entropy_with_logits: the factor 1 + 2 z_loss log_z",
+    hazard="S + 2 z L is rounded before it is multiplied: where 2 z L is below the unit roundoff the z-loss is lost altogether",
+    params="z_loss",
+    needs="z_loss",
+)
+def scaled_by_lse(x: Array, y: Array, k: Arithmetic, z_loss: float = 0.0) -> Array:
+    """One product for the loss and its z-loss."""
+    whole = k.constant(1) if k.is_index(y) else k.sum(y)
+    whole = k.add(k.mul(k.constant(2 * z_loss), logsumexp.shifted(x, k)), whole)
+    p = softmax.shifted(x, k)
+    return k.sub(k.mul(whole, p), k.one_hot(y, p) if k.is_index(y) else y)

@@ -34,10 +34,11 @@ def masked_zero(x: Array, k: Arithmetic) -> Array:
     hazard="a row that is all -inf gives 1/n, and a mask competes with logits as low as itself",
     issues=("pytorch/pytorch#109517",),
     claims="finite permutation mask",
+    params="mask",
 )
-def masked_lowest(x: Array, k: Arithmetic) -> Array:
+def masked_lowest(x: Array, k: Arithmetic, kept: Array | None = None) -> Array:
     """The mask is the lowest number."""
-    return softmax.shifted(k.choose(k.equals(x, -inf), k.constant(-k.fmt.largest), x), k)
+    return softmax.shifted(_filled(x, -k.fmt.largest, kept, k), k)
 
 
 @variant(
@@ -48,8 +49,16 @@ def masked_lowest(x: Array, k: Arithmetic) -> Array:
     hazard="a row that is all -inf gives 1/n, and NaN where the format has no such number; logits below the mask lose to it",
     issues=("tensorflow/tensorflow#55682", "huggingface/transformers#16838"),
     claims="finite permutation mask",
+    params="mask",
     mask=Number(-1e9, high=0.0),
 )
-def masked_value(x: Array, k: Arithmetic, mask: float) -> Array:
+def masked_value(x: Array, k: Arithmetic, mask: float, kept: Array | None = None) -> Array:
     """The mask is a number, -inf in a format that cannot hold it."""
-    return softmax.shifted(k.choose(k.equals(x, -inf), k.constant(mask), x), k)
+    return softmax.shifted(_filled(x, mask, kept, k), k)
+
+
+def _filled(x: Array, value: float, kept: Array | None, k: Arithmetic) -> Array:
+    """A number where logits are -inf, or not kept."""
+    fill = k.constant(value)
+    x = k.choose(k.equals(x, -inf), fill, x)
+    return x if kept is None else k.choose(kept, x, fill)

@@ -147,17 +147,18 @@ def finite_sentinel(x: Array, k: Arithmetic, start: float) -> Array:
 @variant(
     "softmax",
     "exp2_scaled",
-    formula="2^(x_i c - m c) / sum_j 2^(x_j c - m c), c = log2 e, m = max_j x_j",
+    formula="2^(x_i c - m c) / sum_j 2^(x_j c - m c), c = scale log2 e, m = max_j x_j",
     source="FlashAttention, csrc/flash_attn/src/softmax.h: the scale folded into the exponent, one fma a logit",
     hazard="products are rounded before they cancel, and of an fma only m c: then the largest exponential is not 1, and overflows"
     " once half an ulp of m c passes the largest exponent",
     issues=("pytorch/pytorch#100775", "pytorch/pytorch#121558"),
     axes=FUSED,
     claims="permutation mask",
+    params="scale",
 )
-def exp2_scaled(x: Array, k: Arithmetic) -> Array:
+def exp2_scaled(x: Array, k: Arithmetic, scale: float = 1.0) -> Array:
     """The scaled maximum is subtracted from the scaled logit."""
-    c = k.constant(LOG2_E)
+    c = k.constant(scale * LOG2_E)
     e = k.exp2(k.fma(x, c, k.neg(k.mul(k.max(x), c))))
     return k.div(e, k.sum(e))
 

@@ -1086,3 +1086,62 @@ def test_no_data_for_the_paper(data, saying):
     done = run("paper", "bhh", "--data", data)
     assert done.exit_code == 2
     assert saying in done.stderr
+
+
+# Params
+
+
+def test_params_are_options():
+    half = truths("--logits", "0,0,7", "--mask", "1,1,0", "--sink", "0", "--scale", "0.3", "--softcap", "2")
+    assert half == pytest.approx([1 / 3, 1 / 3, 0])
+    given = ("--logits", "0,0;5,1;2,3", "--targets", "0,0,-1", "--ignore-index", "-1", "--reduction", "mean", "--weights", "1,2")
+    found = answer(
+        *given, "--label-smoothing", "0.5", "--z-loss", "1", "--format", "float64", "--variant", "fused", op="cross_entropy"
+    )
+    assert found["outcomes"][0]["metrics"]["n"] == 1
+    assert found["outcomes"][0]["metrics"]["max_ulp"] < 8
+
+
+def test_the_head_names_the_params():
+    shown = evaluate("--logits", "1,2", "--sink", "0.5", "--mask", "1,1", "--format", "float16").stdout
+    assert shown.startswith("softmax: 1 x 2 logits, numpy summation, mask, sink 0.5\n")
+    mean = evaluate("--logits", "1,2;3,4", "--targets", "0,1", "--reduction", "mean", op="cross_entropy").stdout
+    assert "of 1 element" in mean
+    measured = run("measure", "--op", "softmax", "--logits", "1,1", "--scale", "0.5", "--output", "0.5,0.5").stdout
+    assert "float64 logits, scale 0.5" in measured
+
+
+@pytest.mark.parametrize("name", ["mask.npy", "mask.json", "numbers.npy"])
+def test_a_mask_from_a_file(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith(".json"):
+        path.write_text("[true, false]")
+    else:
+        np.save(path, np.array([True, False] if name == "mask.npy" else [1, 0]))
+    assert truths("--logits", "1,2", "--mask", path) == [1, 0]
+
+
+def test_params_that_cannot_be_are_refused_by_their_options(tmp_path):
+    refused("--logits", "1,2", "--mask", "1,2", saying="--mask: 2 is neither 0 (masked) nor 1 (kept)")
+    refused("--logits", "1,2", "--mask", "1", saying="--mask: 1: mask has shape [1]")
+    refused("--logits", "1,2", "--scale", "0", saying="scale is 0.0; it is a finite number above 0")
+    refused(
+        "--logits", "1,2", "--targets", "0", "--weights", "1", saying="--weights: 1: weights have shape [1]", op="cross_entropy"
+    )
+    refused("--logits", "1,2", "--reduction", "sum", saying="softmax takes no reduction")
+    np.save(tmp_path / "logits.npy", np.array([True, False]))
+    refused("--logits", tmp_path / "logits.npy", saying="dtype bool; known for logits")
+
+
+def test_rows_are_without_truth_after_params_only():
+    def lines(*arguments, op="softmax"):
+        return evaluate(*arguments, "--format", "float16", op=op).stdout
+
+    assert "has a NaN" not in lines("--logits", "nan,1", "--mask", "0,1")
+    assert "1 row has a NaN or +inf logit, or only -inf" in lines("--logits", "1,1", "--mask", "0,0")
+    assert "has a NaN" not in lines("--logits", "-inf,-inf", "--sink", "1")
+    assert "has a NaN" not in lines("--logits", "inf,1", "--softcap", "1")
+    assert "has a NaN" not in lines("--logits", "nan,1", "--targets", "-1", "--ignore-index", "-1", op="cross_entropy")
+    assert "1 finite logit became infinite\n" in lines("--logits", "70000,1", "--softcap", "1")
+    sums = run("measure", "--op", "logsumexp", "--logits", "nan,1;1,1", "--reduction", "sum", "--output", "nan").stdout
+    assert "the truth there is NaN or infinite, as the output must be\n" in sums

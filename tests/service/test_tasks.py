@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 import time
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -429,3 +431,78 @@ def test_the_size_of_every_output_is_known_before_it_is_computed(op):
         size *= extent
     assert run("truth", document, Limits(max_response_elements=size))
     refused(document, "too-large", "max_response_elements", task="truth", limits=Limits(max_response_elements=size - 1))
+
+
+SERVED_LOSS = {"op": "cross_entropy", "logits": [[1, 2, 3]], "targets": [0], "format": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("document", "params", "pointer", "saying"),
+    [
+        (TRUTH, {"scale": 0}, "/params/scale", "scale is 0.0; it is a finite number above 0, the inverse of a temperature"),
+        (TRUTH, {"scale": math.nan}, "/params/scale", "scale is nan"),
+        (TRUTH, {"scale": "1"}, "/params/scale", '"1" is no number; write one without quotes, such as 0.125'),
+        (TRUTH, {"scale": True}, "/params/scale", "true is no number"),
+        (
+            TRUTH,
+            {"temperature": 1},
+            "/params/temperature",
+            "1 stands in a field that is not known here; leave it out, or mend its name",
+        ),
+        (TRUTH, {"z_loss": 1}, "/params/z_loss", "softmax takes no z_loss; it takes scale, softcap, mask, sink"),
+        (TRUTH, {"mask": [1, 0]}, "/params/mask/0", "1 is no boolean: a mask is of true and false, true where a logit is kept"),
+        (TRUTH, {"mask": True}, "/params/mask", "true is no tensor"),
+        (TRUTH, {"mask": [True]}, "/params/mask", "mask has shape [1]; it has the logits' shape [2], or [2] for all rows"),
+        (TRUTH, {"reduction": "max"}, "/params/reduction", "\"max\" is not known; write 'none', 'sum' or 'mean'"),
+        (TRUTH, [], "/params", "a list of 0 items is no object; write one in braces"),
+        (SERVED_LOSS, {"label_smoothing": 1.5}, "/params/label_smoothing", "label_smoothing is 1.5; it is a number from 0 to 1"),
+        (
+            SERVED_LOSS,
+            {"weights": [1, -1, 1]},
+            "/params/weights",
+            "weights: -1.0 at [1] is no weight: they are finite and at least 0",
+        ),
+        (SERVED_LOSS, {"weights": [[1], 2]}, "/params/weights/1", "ragged"),
+        (
+            SERVED_LOSS | {"targets": [[1, 0, 0]]},
+            {"ignore_index": 1},
+            "/params/ignore_index",
+            "targets are distributions: it needs class indices",
+        ),
+        (SERVED_LOSS | {"targets": [-1]}, {}, "/targets", "target -1 at [0] is out of range"),
+    ],
+    ids=str,
+)
+def test_a_param_that_cannot_be_has_its_place(document, params, pointer, saying):
+    found = refused(document | {"params": params}, "invalid", re.escape(saying), task="truth")
+    assert found.errors[0].pointer == pointer
+
+
+def test_params_are_those_of_the_engine():
+    assert set(schemas.Params.model_fields) == {field.name for field in fields(engine.Params)}
+    assert {name: row.default for name, row in schemas.Params.model_fields.items()} == vars(engine.Params())
+    plain, empty, null = (run("truth", TRUTH | extra) for extra in ({}, {"params": {}}, {"params": None}))
+    assert plain == empty == null
+
+
+def test_params_reach_the_truth_and_the_variants():
+    sunk = {"op": "softmax", "logits": [0, 0, 5], "params": {"sink": 0, "mask": [True, True, False]}}
+    assert run("truth", sunk | {"format": "float32", "digits": 5})["decimal"] == ["3.3333e-1", "3.3333e-1", "0.0000e+0"]
+    mean = SERVED_LOSS | {
+        "logits": [[0, 0], [1, 5]],
+        "targets": [0, -1],
+        "params": {"ignore_index": -1, "reduction": "mean", "weights": [2, 1]},
+    }
+    assert run("truth", mean | {"digits": 5})["rounded"] == {"dtype": "float32", "shape": [], "data": pytest.approx(math.log(2))}
+    del mean["format"]
+    found = run("evaluate", mean | {"formats": ["float16"], "variants": ["fused"], "include": ["values"]})["outcomes"][0]
+    assert found["values"] == pytest.approx(math.log(2), rel=1e-3)
+
+
+def test_a_variant_that_needs_params_is_refused_without_them():
+    found = refused({**GOOD, "variants": ["naive", "sink"]}, "invalid", "variant sink is one with sink: give that, or leave it out")
+    assert found.errors[0].pointer == "/variants/1"
+    names = {row["variant"] for row in run("evaluate", {k: v for k, v in GOOD.items() if k != "variants"})["outcomes"]}
+    assert "sink" not in names
+    given = {"op": "softmax", "logits": [[0, 1]], "params": {"sink": 1}, "formats": ["float32"]}
+    assert "sink" in {row["variant"] for row in run("evaluate", given)["outcomes"]}
