@@ -184,7 +184,7 @@ class Arithmetic:
 
     def nearest(self, a: Array) -> Array:
         """The nearest integers, ties to even: exact."""
-        return np.rint(a)
+        return self._selected(np.rint(a), a, lambda mask: mask)
 
     def stored(self, a: Array, name: str) -> Array:
         """Numbers written to memory in another format, and read again."""
@@ -193,12 +193,12 @@ class Arithmetic:
     def maximum(self, a: Array, b: Array) -> Array:
         """The larger of each two, NaN if one is: exact."""
         with np.errstate(all="ignore"):
-            return np.asarray(np.maximum(*_aligned(a, b)))
+            return self._merged(np.asarray(np.maximum(*_aligned(a, b))), a, b)
 
     def minimum(self, a: Array, b: Array) -> Array:
         """The smaller of each two, NaN if one is: exact."""
         with np.errstate(all="ignore"):
-            return np.asarray(np.minimum(*_aligned(a, b)))
+            return self._merged(np.asarray(np.minimum(*_aligned(a, b))), a, b)
 
     def unmasked(self, a: Array) -> Array:
         """0 for -inf: the maximum of what is masked altogether, from which nothing need be subtracted."""
@@ -223,7 +223,7 @@ class Arithmetic:
 
     def choose(self, chosen: Array, a: Array, b: Array) -> Array:
         """a where chosen, else b."""
-        return np.where(chosen, a, b)
+        return self._merged(np.where(chosen, a, b), a, b)
 
     def running_max(self, a: Array) -> Array:
         """The largest element of each row up to each place, NaN from the first one on: exact."""
@@ -339,6 +339,13 @@ class Arithmetic:
         """delta_ij to meet column(like) and row(like): shape (1, ..., 1, n, n)."""
         n = like.shape[-1]
         return np.eye(n, dtype=self.fmt.dtype).reshape((1,) * (like.ndim - 1) + (n, n))
+
+    def _merged(self, result: Array, a: Array, b: Array) -> Array:
+        """An array whose elements are of one of two others: where it is no plain number, what broke either may have broken it."""
+        if self._recorder is not None:
+            odd = ~np.isfinite(result) | (np.abs(widen(result)) < self.fmt.smallest_normal)
+            self._recorder.gather(result, (a, b), lambda masks: odd & np.logical_or(*_aligned(masks[0], masks[1])))
+        return result
 
     def _selected(self, result: Array, source: Array, select: Callable[[Array], Array]) -> Array:
         """An array made of the elements of another."""

@@ -237,6 +237,11 @@ def summing(name: str, n: int, fmt: Format) -> float:
     return depth(name, n) * w / (1 - w)
 
 
+def _half(fmt: Format) -> float:
+    """eta/2; of float64, where binary64 has no such number, eta."""
+    return max(fmt.smallest_subnormal / 2, _LEAST)
+
+
 @dataclass(frozen=True)
 class Constants:
     """The constants of a declared arithmetic for rows of n, named as in this file's first lines.
@@ -284,7 +289,7 @@ def constants(k: Declared, n: int) -> Constants:
             h += acc.unit_roundoff / (1 - acc.unit_roundoff)
         if fmt.precision < acc.precision:
             h += u / (1 - u)
-        term, total = acc.smallest_subnormal / 2 + f_acc, eta / 2 + f
+        term, total = _half(acc) + f_acc, _half(fmt) + f
     narrower = out != fmt and (out.precision < fmt.precision or out.smallest_subnormal > eta)
     saturating = [row.largest for row in (fmt, out) if k.saturates and row.bits == 8]
     return Constants(
@@ -297,7 +302,7 @@ def constants(k: Declared, n: int) -> Constants:
         natural_kappa=k.kappa - 1,
         slip=4 * f if k.kappa == 1 else eta + 6 * f,
         natural_slip=2 * f if k.kappa == 1 else eta + 4 * f,
-        z=max(k.exp_ulps, 0.5) * eta + f,
+        z=max(k.exp_ulps * eta, _half(fmt)) + f,
         k_log=2 * k.log_ulps,
         z_log=k.log_ulps * eta + f,
         h=h,
@@ -306,10 +311,10 @@ def constants(k: Declared, n: int) -> Constants:
         signed=4 * n * f_acc,
         limit=min(fmt.largest, acc.largest),
         largest=fmt.largest,
-        least=eta / 2 + f,
+        least=_half(fmt) + f,
         flushed=f,
         u_out=out.unit_roundoff if narrower else 0.0,
-        least_out=(out.smallest_subnormal / 2 if narrower else 0.0) + (out.smallest_normal if k.flush and out != fmt else 0.0),
+        least_out=(_half(out) if narrower else 0.0) + (out.smallest_normal if k.flush and out != fmt else 0.0),
         ceiling=min(saturating, default=inf),
         fused=k.fused,
     )
@@ -602,7 +607,7 @@ def _less_log(r: Rows, a: Array, natural: bool) -> Elements:
 
     def elements(part: Part) -> tuple[Array, Array]:
         _, d, _ = r.columns(part)
-        size = np.minimum(np.abs(d), 2.0**1020)
+        size = _representable(np.abs(d))
         b = a + 5 * k.flushed + (0.0 if natural else k.u * size)
         log = size + r.log
         return log, b + k.u * (log + b)
@@ -666,7 +671,7 @@ def _(r: Rows) -> Elements:
     a = np.where(np.abs(r.y) + a <= k.largest, a, inf) + 3 * k.flushed
 
     def term(x: Array) -> tuple[Array, Array]:
-        size = np.minimum(np.abs(x - r.m), 2.0**1020) + r.log
+        size = _representable(np.abs(x - r.m)) + r.log
         return size, a + k.u * (size + a)
 
     if r.by_index:
@@ -887,6 +892,11 @@ def _factor(a: float) -> float:
 
 def _grown(a: float) -> float:
     return expm1(a) if a < _MOST else inf
+
+
+def _representable(size: Array) -> Array:
+    """Infinite, so that there is no bound, where binary64 may overflow."""
+    return np.where(size < 2.0**1020, size, inf)
 
 
 def _lost_share(share: Array) -> Array:

@@ -59,9 +59,9 @@ def _absorbed(step: Step) -> str:
 def _cancelled(step: Step) -> str:
     precision = FORMATS[step.format].precision
     if step.result == 0:
-        return f"{_expression(step)} is 0: all {precision} bits cancelled, and what rounding had changed before is lost"
+        return f"{_expression(step)} is 0: all {precision} bits cancelled, and with them all that earlier steps may have rounded"
     bits = frexp(max(map(abs, step.operands)))[1] - frexp(step.result)[1]
-    rest = f"what rounding had changed before weighs 2^{bits} times as much"
+    rest = f"what earlier steps may have rounded weighs 2^{bits} times as much"
     return f"{_expression(step)} is {_decimal(step.result)}: {bits} of {precision} bits cancelled, and {rest}"
 
 

@@ -27,7 +27,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from math import isinf, isnan, log, log2
-from typing import Any
 
 import numpy as np
 
@@ -144,17 +143,6 @@ def _in_order(k: Arithmetic) -> bool:
     return k.summation not in ("numpy", "pairwise", "exact")
 
 
-def _told_in_its_name(variant: Variant) -> dict[str, Any]:
-    """The values of a variant's parameters."""
-    return variant.run.keywords if isinstance(variant.run, partial) else {}
-
-
-def _tiles(variant: Variant, n: int) -> int:
-    """Parts that a variant cuts a row into, each of which takes steps of Python; 0 for most."""
-    told = _told_in_its_name(variant)
-    return int(-(-n // told["tile"]) if "tile" in told else min(n, told.get("parts", 0)))
-
-
 # ---- one limit among the numbers of a format -------------------------------------------------------------------------
 
 
@@ -182,7 +170,7 @@ class _Trial:
     def cost(self) -> float:
         """Weighted elements that a row takes, among `together` of them."""
         k = self.arithmetic()
-        passes = self.variant.steps + _in_order(k) + 12 * _tiles(self.variant, self.n) / self.n
+        passes = self.variant.steps + _in_order(k) + 12 * self.variant.pieces(self.n) / self.n
         return self.size * _weight(k) * (1 + passes * _PASS / self.together)
 
     @property
@@ -283,7 +271,7 @@ def _anchored(trial: _Trial) -> _Trial:
     """The trial from where it holds: from 0, from a parameter, from the number nearest to 0 that was tried."""
     if trial.family.place is not None:
         return trial
-    told = [value for value in _told_in_its_name(trial.variant).values() if isinstance(value, float)]
+    told = [value for value in trial.variant.told.values() if isinstance(value, float)]
     hints = ordinals(
         round_array(np.array([0.0, *(-value for value in told), *told]), trial.arithmetic().fmt), trial.arithmetic().fmt
     )

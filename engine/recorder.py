@@ -6,7 +6,8 @@ of these too, and this is told as well:
 absorbed: addends, not 0, after which a partial sum is what it was before; where those of a sum make at least a unit in the last
     place of its total together. stalled: the same, where the sum stands still from one addend to the last.
     Of sums that are written out and compensate nothing; the single additions of NumPy's are not seen.
-cancelled: a difference, of at least one operand that was rounded before, with less than half of the operands' digits left.
+cancelled: a difference, of at least one operand that another step made, and may have rounded, with less than half of the
+    operands' digits left.
 mismatched: a quotient of which the numerator was rounded after the denominator had been summed from it, or the other way round, so
     that the quotients do not sum to 1 by more than what dividing costs.
 
@@ -69,12 +70,13 @@ _GIVEN = _Origin()
 
 
 class Heard:
-    """An adder that notes what it absorbs. lost: the sum of it; count: of addends; run: of the last ones, one after the other."""
+    """An adder that notes what it absorbs. lost: the sum of it; count: of addends; run, last: the same of the last ones, one after
+    the other."""
 
     def __init__(self, adder: Adder) -> None:
         self._add = adder.add
         self.adder = adder._replace(add=self.add)
-        self.lost = self.count = self.run = np.zeros(1)
+        self.lost = self.count = self.run = self.last = np.zeros(1)
 
     def add(self, a: Array, b: Array) -> Array:
         """a + b, whose last axis are the rows."""
@@ -88,6 +90,7 @@ class Heard:
             self.count = self.count + gone.reshape(-1, rows).sum(axis=0)
         if found.ndim == 1:
             self.run = np.where(gone, self.run + 1, 0)
+            self.last = np.where(gone, self.last + widen(small), 0)
         return found
 
 
@@ -134,15 +137,16 @@ class Recorder:
 
     def heard(self, heard: Heard, summation: str, total: Array, fmt: Format) -> None:
         """Where what a sum absorbed makes a unit in the last place of its total or more."""
-        lost, run, count = (np.broadcast_to(each, total.size).reshape(total.shape) for each in (heard.lost, heard.run, heard.count))
+        noted = (heard.lost, heard.count, heard.last, heard.run)
+        lost, count, last, run = (np.broadcast_to(each, total.size).reshape(total.shape) for each in noted)
         size = np.abs(widen(total))
         unit = np.ldexp(1.0, np.maximum(np.frexp(size)[1] - 1, fmt.emin) - fmt.precision + 1)
-        where = np.isfinite(size) & (np.abs(lost) >= unit)
-        where &= (size < fmt.largest) | (not fmt.saturating)  # else that it overflowed was said
-        still = where & (run > 1) & (summation in IN_ORDER)
+        finite = np.isfinite(size) & ((size < fmt.largest) | (not fmt.saturating))  # else that it overflowed was said
+        still = finite & (np.abs(last) >= unit) & (run > 1) & (summation in IN_ORDER)
+        absorbed = finite & (np.abs(lost) >= unit) & ~still
         self._broken = {}
-        for kind, chosen in (("stalled", still), ("absorbed", where & ~still)):
-            self._note("sum", kind, chosen, (run if kind == "stalled" else count, lost), total, fmt)
+        self._note("sum", "stalled", still, (run, last), total, fmt)
+        self._note("sum", "absorbed", absorbed, (count, lost), total, fmt)
 
     def follow(self, result: Array, source: Array, select: Callable[[Array], Array]) -> None:
         """An array made of another without any arithmetic: its origin is the other's; select does the same to a mask."""

@@ -202,6 +202,7 @@ def estimate(
     outputs = rows * op.width(n)
     named = _chosen_variants(problem, variants)
     chosen, steps = len(named), sum(row.steps for row in named)
+    pieces = sum(row.pieces(n) for row in named)
     quick = chosen * (2e-2 + 8e-7 * (problem.logits.size + outputs))
     truth = 1.5e-5 * (problem.logits.size + outputs) * (2 if op.name == "log_softmax" else 1) * _dearer(problem)
     slow = truth + (5e-5 * outputs + 2e-4 * rows) * chosen
@@ -213,7 +214,7 @@ def estimate(
         if problem.params is not NO_PARAMS:
             fast = fast and plain(_stored(problem, k.fmt)) is not None
         total += (quick if fast else slow) + chosen * _extra(k, problem.logits.size, outputs, rows)
-        total += steps * n * (2e-5 + 2e-8 * rows)
+        total += steps * n * (2e-5 + 2e-8 * rows) + pieces * (2e-4 + 4e-9 * problem.logits.size)
     return total
 
 

@@ -63,6 +63,16 @@ class Variant:
     needs: tuple[str, ...] = ()
 
     @property
+    def told(self) -> Mapping[str, Value]:
+        """The values of its parameters."""
+        return self.run.keywords if isinstance(self.run, partial) else {}
+
+    def pieces(self, n: int) -> int:
+        """Tiles or parts that it cuts a row of n into, each of which takes some passes of Python; 0 for most."""
+        told = self.told
+        return int(-(-n // int(told["tile"])) if "tile" in told else min(n, int(told.get("parts", 0))))
+
+    @property
     def key(self) -> str:
         """The name with that of the op, such as softmax/naive."""
         return f"{self.op}/{self.name}"

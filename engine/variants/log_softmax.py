@@ -13,7 +13,7 @@ from engine.variants import logsumexp, softmax, variant
     "naive",
     formula="x_i - log sum_j exp(x_j)",
     source="the definition",
-    hazard="-inf once a logit passes the format's exp limit, +inf once every exponential is 0",
+    hazard="-inf once a logit passes the format's exp limit or the sum overflows, +inf once every exponential is 0",
     claims="permutation mask",
 )
 def naive(x: Array, k: Arithmetic) -> Array:
@@ -86,7 +86,7 @@ def subtractive(x: Array, k: Arithmetic) -> Array:
     "log_with_eps",
     formula="log(p_i + eps), p = exp(x - m) / sum(exp(x - m)), m = max(x)",
     source="losses that add a small number instead of subtracting logarithms",
-    hazard="nothing is below log eps, -16.1 for 1e-7, and what is certain is above 0",
+    hazard="nothing is below log eps (-16.1; in 8 bits eps is 0, and it is -inf), and what is certain is above 0",
     claims="permutation shift",
     eps=Number(1e-7, 0.0, 1.0),
 )

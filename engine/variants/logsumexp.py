@@ -12,7 +12,7 @@ from engine.variants import softmax, variant
     "naive",
     formula="log sum_j exp(x_j)",
     source="the definition; Blanchard, Higham and Higham 2021, doi 10.1093/imanum/draa038, algorithm 3.1",
-    hazard="+inf once a logit passes the format's exp limit, -inf once every exponential is 0",
+    hazard="+inf once a logit passes the format's exp limit or the sum overflows, -inf once every exponential is 0",
     issues=("onnx/onnx-mlir#365",),
     claims="permutation mask",
 )

@@ -32,7 +32,6 @@ def masked_zero(x: Array, k: Arithmetic) -> Array:
     formula="softmax/shifted with the format's lowest finite number for every -inf",
     source="masks of finfo.min",
     hazard="a row that is all -inf gives 1/n, and a mask competes with logits as low as itself",
-    issues=("pytorch/pytorch#109517",),
     claims="finite permutation mask",
     params="mask",
 )
@@ -47,7 +46,7 @@ def masked_lowest(x: Array, k: Arithmetic, kept: Array | None = None) -> Array:
     formula="softmax/shifted with the number mask for every -inf",
     source="masks of -1e9, or another large number",
     hazard="a row that is all -inf gives 1/n, and NaN where the format has no such number; logits below the mask lose to it",
-    issues=("tensorflow/tensorflow#55682", "huggingface/transformers#16838"),
+    issues=("ahrefs/ocannl#548",),
     claims="finite permutation mask",
     params="mask",
     mask=Number(-1e9, high=0.0),

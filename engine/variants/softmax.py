@@ -15,7 +15,8 @@ LOG2_E = float.fromhex("0x1.71547652b82fep+0")
     "naive",
     formula="exp(x_i) / sum_j exp(x_j)",
     source="the definition; Blanchard, Higham and Higham 2021, doi 10.1093/imanum/draa038, algorithm 3.1",
-    hazard="inf / inf once a logit passes the format's exp limit, 0 / 0 once all lie below the log of half its smallest number",
+    hazard="inf / inf once a logit passes the format's exp limit, 0 for all, and no NaN, once only the sum overflows,"
+    " 0 / 0 once all lie below the log of half its smallest number",
     issues=("tenstorrent/tt-metal#52131", "pytorch/pytorch#62897"),
     claims="permutation mask",
 )
@@ -61,7 +62,8 @@ def reciprocal(x: Array, k: Arithmetic) -> Array:
     "subtractive_naive",
     formula="exp(x_i - L), L = log sum_j exp(x_j)",
     source="Blanchard, Higham and Higham 2021, doi 10.1093/imanum/draa038: algorithm 3.1 without a division",
-    hazard="all 0 once a logit passes the format's exp limit, infinite once every exponential is 0; u abs(L) is a relative error",
+    hazard="all 0 once a logit passes the format's exp limit or the sum overflows, infinite once every exponential is 0;"
+    " u abs(L) is a relative error",
     claims="permutation mask",
 )
 def subtractive_naive(x: Array, k: Arithmetic) -> Array:
@@ -102,7 +104,8 @@ def max_left_out(x: Array, k: Arithmetic) -> Array:
     "chosen_shift",
     formula="exp(x_i + c) / sum_j exp(x_j + c)",
     source="the shift as a constant chosen once, such as the largest logit that is expected",
-    hazard="inf / inf once max x + c passes the format's exp limit, 0 / 0 once it is below the log of half the smallest number:"
+    hazard="inf / inf once max x + c passes the format's exp limit, 0 for all once only the sum overflows,"
+    " 0 / 0 once it is below the log of half the smallest number:"
     " only c = -max is right for every row",
     claims="permutation mask",
     c=Number(-10.0),
@@ -133,7 +136,7 @@ def wrong_shift(x: Array, k: Arithmetic) -> Array:
     "finite_sentinel",
     formula="exp(x_i - c) / sum_j exp(x_j - c), c = max(start, max_j x_j)",
     source="a maximum that starts at a finite number instead of -inf",
-    hazard="0 / 0 where every logit is far below that number",
+    hazard="0 / 0, or zeros where that is guarded against, where every logit is far below that number",
     issues=("tracel-ai/burn#4697", "flashinfer-ai/flashinfer#4267"),
     claims="permutation mask",
     start=Number(-1e4, high=0.0),

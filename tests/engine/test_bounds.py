@@ -386,3 +386,17 @@ def test_the_figure_is_the_largest_error_over_its_bound():
             middle = Fraction(lo + hi, 2) * Fraction(2) ** exp
             parts.append(abs(Fraction(c) - middle) / Fraction(allowances.declared(i)))
         assert Measurement(output, truth, allowances).error_over_bound() == pytest.approx(float(max(parts)), rel=1e-11)
+
+
+@pytest.mark.parametrize("variant", ["log_softmax/shifted", "log_softmax/log1p", "cross_entropy/fused"])
+def test_gaps_that_binary64_may_not_hold_have_no_bound(variant):
+    """An error of u times a gap above 2^1020 was once compared with that of 2^1020."""
+    x = [[6.0e305, -1.49e308, 0.0]]
+    targets = [np.array([1])] if variant.startswith("cross") else []
+    output, truth, allowances = run(variant, "float64", x, *targets)
+    measured = Measurement(output, truth, allowances)
+    found = [allowances.declared(i) for i in range(truth.width)]
+    assert (found if targets else found[1:2]) == [INF]
+    over = measured.error_over_bound()
+    assert over is None or over <= 1
+    assert not measured.beyond

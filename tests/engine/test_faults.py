@@ -271,9 +271,9 @@ def test_an_infinite_sum_has_absorbed_nothing():
 def test_a_difference_of_rounded_numbers_cancels():
     (fault,) = faults("cross_entropy/fused", [[10.0, 0.0, 0.0]], [0], fmt=F32)
     assert (fault.step, fault.kind, fault.first_index) == ("subtract", "cancelled", (0,))
-    assert "of 24 bits cancelled, and what rounding had changed before weighs 2^1" in fault.detail
+    assert "of 24 bits cancelled, and what earlier steps may have rounded weighs 2^1" in fault.detail
     (fault,) = faults("softmax_jacobian/shifted", [0.0, -20.0], fmt=F16)[-1:]
-    assert fault.detail == "1 - 1 is 0: all 11 bits cancelled, and what rounding had changed before is lost"
+    assert fault.detail == "1 - 1 is 0: all 11 bits cancelled, and with them all that earlier steps may have rounded"
 
 
 def test_logits_are_data_and_their_difference_from_the_maximum_cancels_nothing():
@@ -341,3 +341,31 @@ def test_a_merged_sum_tells_what_broke_its_parts():
     found = faults("logsumexp/split_merge", [6e4, -INF, INF, 1.0])
     assert [(fault.step, fault.kind) for fault in found][:1] == [("subtract", "invalid")]
     assert all(fault.chain == (0,) for fault in found[1:])
+
+
+def test_a_stall_counts_what_its_own_terms_lose():
+    """50 terms are absorbed before the last 4; those alone make less than a unit of the total, 2^-9."""
+    (fault,) = summed([1.0, *[2.0**-12] * 50, 1.0, *[2.0**-12] * 3], "sequential")
+    assert (fault.kind, fault.detail.split(":")[0]) == ("absorbed", "a sum that became 2 absorbed 53 addends, together 0.01294")
+    (fault,) = summed([1.0, 1.0, *[2.0**-11] * 5], "sequential")
+    assert fault.detail.startswith("a sum stood still at 2: its last 5 terms, together 0.002441, were")
+
+
+@pytest.mark.parametrize("name", ["maximum", "minimum", "choose", "nearest"])
+def test_a_chain_reaches_through_what_chooses(name):
+    k = Arithmetic(F16, recorder=(recorder := Recorder()))
+    huge, other = k.exp(np.array([20.0, 1.0], np.float16)), np.array([INF, 5.0], np.float16)
+    found = {
+        "maximum": lambda: k.maximum(huge, k.constant(0)),
+        "minimum": lambda: k.minimum(huge, other),
+        "choose": lambda: k.choose(np.array([True, False]), huge, other),
+        "nearest": lambda: k.nearest(huge),
+    }[name]()
+    k.mul(found, k.constant(0))
+    assert [(step.kind, step.count, step.chain) for step in recorder.steps] == [("overflow", 1, ()), ("invalid", 1, (0,))]
+
+
+def test_a_product_that_overflows_in_two_passes_is_what_led_to_nan():
+    found = faults("softmax/two_pass", [[3e38, 1.0]], fmt=F32)
+    assert [(fault.kind, fault.chain) for fault in found if fault.kind in ("overflow", "invalid")][1:] != []
+    assert all(0 in fault.chain for fault in found if fault.kind == "invalid")
