@@ -15,7 +15,8 @@ Exponentials. The computed one is e_j exp(r_j) + s_j, |r_j| <= th_j, |s_j| <= z:
              (1 + u)^3 - 1 <= 3 v. c u is the relative error of the primitive (c = 1: correctly rounded; c = 2 k: to k ulp) and
              |log(1 + t)| <= c v for |t| <= c u. v = u / (1 - max(c, 1) u).
     natural  th_j = v (kappa |x_j| + c) + slip, and 0 where x_j = 0: the operand is exact, so kappa is 0, or 2 in the exp2 domain.
-    slip     4 f or (exp2) eta + 6 f: flushed operands, flushed differences, the underflow of the product.
+    slip     4 f or (exp2) eta + 6 f: flushed operands, flushed differences, the underflow of the product; natural, without a
+             difference, 2 f or eta + 4 f.
     z        k eta + f: k ulp of the subnormals.
 
 Sums of n terms >= 0. The computed one is (sum of the terms) exp(g), |g| <= H, plus what underflows. With w the unit roundoff of
@@ -90,6 +91,8 @@ BLOCK = 128
 LANES = 32
 _INFLATION = 1 + 2.0**-40
 _LEAST = 2.0**-1074
+_LONGEST = 1 << 24
+"""Terms of a sum for which the bound is evaluated closely enough; beyond there is none."""
 _MOST = 600.0
 """Exponents above which there is no bound."""
 REFERENCE = {
@@ -225,6 +228,8 @@ def summing(name: str, n: int, fmt: Format) -> float:
     w = fmt.unit_roundoff
     if n == 1:
         return 0.0
+    if n > _LONGEST:
+        return inf
     if name == "neumaier":
         share = (n - 1) * w
         return _logarithmic(w + (share / (1 - share)) ** 2) if share < 1 else inf

@@ -8,6 +8,7 @@ tensors (the width of a tile, a constant) are its parameters, keywords of f, and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,7 +30,7 @@ IN_ORDER = ("accumulator", "exp", "subnormals", "output_format", "overflow", "fm
 CLAIMS: Mapping[str, str] = {
     "finite": "no NaN for finite logits, as long as no sum of n ones, no difference of two logits and no weighted loss overflows"
     " the format",
-    "mask": "a logit of -inf gets a probability of 0 and changes nothing for the others, as long as there are any",
+    "mask": "a logit of -inf gets a probability of 0, and the others, if any, change by no more than the rounding of their sum",
     "permutation": "logits in another order give the same results in that order, where the summation is exact",
     "shift": "the same constant added to every logit changes nothing, where that addition is exact",
 }
@@ -195,13 +196,19 @@ def _assignments(row: Variant, name: str, rest: str) -> list[tuple[str, Value]]:
             raise InvalidProblem(f"variant {quoted(name)} is not written as {row.name}({example})")
         if key not in row.parameters:
             raise InvalidProblem(f"variant {row.name} has no parameter {quoted(key)}; it has {', '.join(row.parameters)}")
+        if key in found:
+            raise InvalidProblem(f"variant {row.name} has its parameter {key} twice; give it once")
         found[key] = _value(text)
     return [(key, found[key]) for key in row.parameters if key in found]
 
 
+_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|infinity|nan)", re.ASCII | re.IGNORECASE)
+
+
 def _value(text: str) -> Value:
+    """A number as it is written in JSON or in C, else the text: Python alone would take 1_000 and digits of other scripts."""
     try:
-        return float.fromhex(text) if "0x" in text.lower() else float(text)
+        return float.fromhex(text) if "0x" in text.lower() else float(text) if _DECIMAL.fullmatch(text) else text
     except (ValueError, OverflowError):
         return text
 

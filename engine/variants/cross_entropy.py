@@ -12,8 +12,7 @@ from engine.variants import log_softmax, logsumexp, softmax, variant
     "naive",
     formula="-sum_i y_i log p_i, p = exp(x) / sum(exp(x))",
     source="the definition, on softmax/naive",
-    hazard="NaN wherever the naive softmax is NaN, +inf where p_t is 0, and 0 * -inf = NaN where y_i and p_i are 0 (optax#896)",
-    issues=("google-deepmind/optax#896",),
+    hazard="NaN wherever the naive softmax is NaN, +inf where p_t is 0, and 0 * -inf = NaN where y_i and p_i are 0",
     claims="permutation",
 )
 def naive(x: Array, y: Array, k: Arithmetic) -> Array:
@@ -26,11 +25,8 @@ def naive(x: Array, y: Array, k: Arithmetic) -> Array:
     "log_of_softmax",
     formula="-sum_i y_i log p_i, p = exp(x - m) / sum(exp(x - m)), m = max(x)",
     source="the definition, on softmax/shifted",
-    hazard="+inf where p_t underflows to 0, 0 * -inf = NaN where y_i and p_i are 0 (optax#896)",
-    issues=(
-        "google-deepmind/optax#896",
-        "onnx/onnx#8423",
-    ),
+    hazard="+inf where p_t underflows to 0, 0 * -inf = NaN where y_i and p_i are 0",
+    issues=("onnx/onnx#8423",),
     claims="permutation shift",
 )
 def log_of_softmax(x: Array, y: Array, k: Arithmetic) -> Array:

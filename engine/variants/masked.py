@@ -32,7 +32,7 @@ def masked_zero(x: Array, k: Arithmetic) -> Array:
     formula="softmax/shifted with the format's lowest finite number for every -inf",
     source="masks of finfo.min",
     hazard="a row that is all -inf gives 1/n, and a mask competes with logits as low as itself",
-    claims="finite permutation mask",
+    claims="finite permutation",
     params="mask",
 )
 def masked_lowest(x: Array, k: Arithmetic, kept: Array | None = None) -> Array:
@@ -47,7 +47,7 @@ def masked_lowest(x: Array, k: Arithmetic, kept: Array | None = None) -> Array:
     source="masks of -1e9, or another large number",
     hazard="a row that is all -inf gives 1/n, and NaN where the format has no such number; logits below the mask lose to it",
     issues=("ahrefs/ocannl#548",),
-    claims="finite permutation mask",
+    claims="finite permutation",
     params="mask",
     mask=Number(-1e9, high=0.0),
 )

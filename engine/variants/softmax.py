@@ -204,7 +204,7 @@ def stored_16_bit(x: Array, k: Arithmetic, stored: str) -> Array:
     source="attention kernels that cast exponentials for the next product after they summed them",
     hazard="numerator and denominator are rounded differently, so the quotients do not sum to 1: where small exponentials become 0,"
     " most of a row can be lost",
-    issues=("flashinfer-ai/flashinfer#5020",),
+    issues=("flashinfer-ai/flashinfer#5020", "ROCm/FlyDSL#1020"),
     claims="finite permutation shift mask",
     stored=FormatName("bfloat16"),
 )

@@ -400,3 +400,24 @@ def test_gaps_that_binary64_may_not_hold_have_no_bound(variant):
     over = measured.error_over_bound()
     assert over is None or over <= 1
     assert not measured.beyond
+
+
+@pytest.mark.parametrize("exp", ["correct", "exp2"])
+@pytest.mark.parametrize("variant", ["softmax/naive", "softmax_jacobian/naive"])
+def test_exponentials_that_underflow_in_float64_are_allowed_half_a_subnormal(variant, exp):
+    """Half of it is no number of binary64: rounded to 0 it once was no allowance at all, times exp(700)."""
+    assert 0 < exactly(variant, "float64", [[-700.0, -745.2]], axes=Axes(exp=exp)).error_over_bound() <= 1
+
+
+def test_what_underflows_a_thousand_times_in_float64_is_allowed():
+    g = np.array([[0.0] + [0.49 * 2.0**-1074 * math.exp(55)] * 999])
+    assert not exactly("softmax_vjp/shifted", "float64", [[0.0] + [-55.0] * 999], g).beyond
+    for name in ("fused", "log_of_softmax", "naive"):
+        found = exactly(f"cross_entropy/{name}", "float64", np.zeros((1, 1790)), np.full((1, 1790), 2.0**-1074))
+        assert found.error_over_bound() <= 1
+        assert not found.beyond
+
+
+def test_longer_sums_than_the_bound_is_evaluated_for_have_none():
+    assert summing("sequential", 1 << 24, FORMATS["float64"]) < INF
+    assert summing("exact", (1 << 24) + 1, FORMATS["float64"]) == INF

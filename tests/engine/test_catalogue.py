@@ -480,6 +480,17 @@ def test_what_is_no_parameter_is_refused_with_the_way_out(given, error, saying):
         find("softmax", given)
 
 
+@pytest.mark.parametrize("name", ["tiled(tile=1_000)", "tiled(tile=\u0663)", "tiled(tile=64,tile=32)", "chosen_shift(c=1e)"])
+def test_numbers_are_written_as_elsewhere_and_once(name):
+    with pytest.raises(InvalidProblem):
+        find("softmax", name)
+
+
+def test_long_rows_in_small_tiles_are_estimated_longer():
+    for name in ("tiled(tile=1)", "lazy_rescale(tile=1)", "split_merge(parts=64000)"):
+        assert estimate(Problem("softmax", np.zeros(64_000)), ["float32"], [name]) > 10
+
+
 @pytest.mark.parametrize("row", [row for row in VARIANTS.values() if row.parameters], ids=lambda row: row.key)
 def test_every_parameter_has_a_use(row):
     others = {
@@ -628,7 +639,6 @@ def test_a_whole_tile_that_is_masked_counts_for_nothing(fmt):
 
 
 def test_a_mask_competes_with_logits_as_low():
-    # tensorflow/tensorflow#55682
     assert wide("softmax/masked_value", [-INF, -2e9]).tolist() == [1, 0]
     assert wide("softmax/masked_lowest", [-INF, float(-F32.largest)]).tolist() == [0.5, 0.5]
     assert wide("softmax/shifted", [-INF, -2e9]).tolist() == [0, 1]
