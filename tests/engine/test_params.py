@@ -577,6 +577,18 @@ def test_own_ways_are_near_the_truth_but_where_they_are_wrong(row, soft):
     assert out.bound.rule == "no bound is known with these params"
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case[1] in JOINED], ids=str)
+def test_own_ways_are_right_beside_other_params(case):
+    op, given, soft = case
+    for seed in range(3):
+        problem = drawn(op, given, seed, soft=soft)
+        for row in OWN:
+            if row.op == op and row.fits(problem.params) and row.name != "sink_unshifted":
+                out = ran(row.name, problem)
+                assert out.metrics.special_mismatch == 0, row.name
+                assert out.metrics.max_abs is None or out.metrics.max_abs < 1e-11, row.name
+
+
 def test_a_variant_that_needs_params_is_run_with_them_alone():
     x = np.zeros((1, 3))
     names = [outcome.variant for outcome in engine.evaluate(Problem("softmax", x), ["float32"]).outcomes]
