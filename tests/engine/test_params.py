@@ -660,3 +660,13 @@ def test_a_capped_row_beside_its_ties_is_decided_by_them():
 def test_a_sum_of_capped_losses_is_refined_until_it_is_narrow():
     x = np.array([[60.0, -60.0], [70.0, -90.0]])
     compare(Problem("cross_entropy", x, np.array([0, 0]), params=Params(softcap=60.0, reduction="sum")), F64)
+
+
+def test_what_goes_wrong_before_a_variant_is_a_fault_too():
+    capped = ran("shifted", Problem("softmax", np.array([[2.0**-20, 0.0]]), params=Params(softcap=1.0)), "float16")
+    assert ("tanh", "underflow") in {(fault.step, fault.kind) for fault in capped.faults}
+    scaled = ran("shifted", Problem("softmax", np.array([[40000.0, 1.0]]), params=Params(scale=2.0)), "float16")
+    assert scaled.faults[0].detail.startswith("40000 * 2 exceeds the largest float16")
+    assert scaled.status == "unstable"
+    exact = ran("shifted", Problem("softmax", np.array([[3.0, 1.0]]), params=Params(scale=2.0)), "float16")
+    assert exact.faults == ()
