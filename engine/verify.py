@@ -238,7 +238,7 @@ def estimate_truth(problem: Problem, digits: int = 30) -> float:
 def _dearer(problem: Problem) -> float:
     """How many times as long the exact path takes with params: a hyperbolic tangent for a softcap, longer integers otherwise."""
     params = problem.params
-    return (4.0 if params.softcap is not None else 1.0) * (2.0 if ops.given_params(params) else 1.0)
+    return (1.5 if params.softcap is not None else 1.0) * (1.5 if ops.given_params(params) else 1.0)
 
 
 # ---- choosing --------------------------------------------------------------------------------------------------------

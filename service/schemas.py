@@ -588,7 +588,7 @@ class Metrics(BaseModel):
     error_over_bound: Annotated[SafeFloat | None, Field(description=_ERROR_OVER_BOUND)]
 
 
-_LOGIT = "the logit there, in the format; null for logsumexp, cross_entropy and softmax_jacobian"
+_LOGIT = "the logit there, in the format, before params; null for logsumexp, cross_entropy and softmax_jacobian"
 
 
 class Worst(BaseModel):
@@ -618,7 +618,10 @@ class Fault(BaseModel):
 
 
 _EXCEEDED = "elements beyond the reference's bound; special mismatches, which have no error, are not among them"
-_CONDITION = "largest condition number of a row, relative to the largest logit; null for softmax_jacobian and softmax_vjp"
+_CONDITION = (
+    "largest condition number of a row, relative to the largest logit; "
+    "null for softmax_jacobian, softmax_vjp, and params without bound"
+)
 
 
 class Bound(BaseModel):

@@ -11,6 +11,9 @@ of logits equal to it, d_j = x_j - m (exact), s = sum over d_j < 0 of exp(d_j), 
     cross_entropy_grad  q = Y/k - y_i, r = -Y s/(k S) at the maxima;  q = -y_i, r = Y exp(d_i)/S elsewhere
     softmax_jacobian    see _jacobian;  softmax_vjp: see _vjp
 
+A loss with a squares of logsumexp has q + a m^2 and r = L' (Y + 2 a m + a L'), its gradient the same C = Y + 2 a m in place of Y
+(_sloped). A sum over rows has the sum of their q, and of their r (enclose_sum). Either may be multiplied by an exact rational.
+
 A-priori bound, working precision P, v = 2^-P. mpmath's exp and log are taken to be off by at most 64 v
 relatively; its documentation promises all but the last bit and 0.5003 ulp is the worst seen, so 64 is the margin. Every
 other step is integer arithmetic truncated at 1 unit in P bits or better:
@@ -32,7 +35,8 @@ Without it log_softmax([1, -2^24]) in float32 would need 24 million bits. It is 
 grid: `hull` makes an enclosure of it that truly holds T.
 
 That raising the precision ends is a theorem (Lindemann-Weierstrass): apart from the exact rational cases,
-which are handled as such, T is irrational, so it is never a midpoint of two numbers of a format.
+which are handled as such, T is irrational, so it is never a midpoint of two numbers of a format. Of squares of logsumexp
+none is known: there the cap may be reached.
 """
 
 from __future__ import annotations

@@ -47,7 +47,6 @@ from engine.truth.exact import (
 )
 
 DERIVATIVES = ("cross_entropy_grad", "softmax_jacobian", "softmax_vjp")
-_NAN = nan
 
 
 class Parametrised(Truth):
@@ -108,7 +107,7 @@ class Parametrised(Truth):
         """What every element of a row is that has no truth, or no number."""
         x = self.logits(index)
         if np.isnan(x).any():
-            return _NAN
+            return nan
         if self.params.softcap is None and (x == inf).any():
             return self.op.infinite
         if not self._kept(index).any() and self.params.sink is None:
@@ -132,7 +131,8 @@ class Parametrised(Truth):
             inputs, error = self._inputs(index, places)
             found = enclose(self.op.name, inputs, bits + 2)
             if error is not None:
-                wider = [self._wider(e, error, places, bits, self._merged(index, inputs)) for e in found]
+                merged = self._merged(index, inputs)
+                wider = [self._wider(e, error, places, bits, merged) for e in found]
                 found = [e for e in wider if e is not None]
             if len(found) == self._asked(index):
                 return self._spread(index, found, bits)
@@ -149,17 +149,17 @@ class Parametrised(Truth):
         rest = iter(found)
         if self.op.output == "jacobian":
             return [next(rest) if a and b else ZERO for a in keep for b in keep]
-        return [next(rest) if k else self._lost(index, column, bits) for column, k in enumerate(keep)]
+        lost = self._lost(index, bits)
+        return [next(rest) if k else value for k, value in zip(keep, lost, strict=True)]
 
-    def _lost(self, index: int, column: int, bits: int) -> Enclosure:
-        if self.op.name == "log_softmax":
-            return -inf
+    def _lost(self, index: int, bits: int) -> list[Enclosure]:
+        """The values where the logit is -inf, as if every logit were."""
         if self.op.name != "cross_entropy_grad":
-            return ZERO
+            return [-inf if self.op.name == "log_softmax" else ZERO] * self._n
         weights, _ = self._aim(index)
         assert weights is not None
-        factor = self._factor
-        return rational(-weights.man[column] * factor.numerator, factor.denominator, weights.exp, bits)
+        num, den = self._factor.as_integer_ratio()
+        return [rational(-y * num, den, weights.exp, bits) for y in weights.man]
 
     def _inputs(self, index: int, places: int) -> tuple[Inputs, Fraction | None]:
         """What the exact path takes, and what a result may be off by in units of 2^(2 - places), None where z is exact.
@@ -320,10 +320,10 @@ class Parametrised(Truth):
         used = np.flatnonzero(~self._ignored).tolist()
         zero = self.params.reduction == "mean" and not self._divisor
         if not used:
-            return _NAN if zero else ZERO
-        special = {value for row in used if (value := self._special(row)) is not None}
+            return nan if zero else ZERO
+        special = [value for row in used if (value := self._special(row)) is not None]
         if special:
-            return _NAN if len(special) > 1 or _NAN in special or any(v != v for v in special) else special.pop()
+            return sum(special)  # with a finite rest of them
         found = self._sum(used, bits)
         return _over_zero(found) if zero else found
 
@@ -361,4 +361,4 @@ def _narrowed(lo: int, hi: int, exp: int, bits: int) -> Enclosure | None:
 def _over_zero(e: Enclosure) -> Enclosure:
     """A number, whose enclosure tells its sign, divided by 0."""
     sign = e if isinstance(e, float) else e[0] + e[1]
-    return _NAN if not sign or sign != sign else inf if sign > 0 else -inf
+    return nan if not sign or sign != sign else inf if sign > 0 else -inf

@@ -92,7 +92,8 @@ class Variant:
 
 def stands_between(params: Params, name: str) -> bool:
     """Whether another of the params is applied after that one, so that a variant cannot see to it."""
-    return {"scale": params.softcap is not None, "label_smoothing": params.weights is not None}.get(name, False)
+    sunk, between = params.sink is not None, {"label_smoothing": params.weights is not None}
+    return (between | {"scale": params.softcap is not None or sunk, "mask": sunk}).get(name, False)
 
 
 VARIANTS: Registry[Variant] = Registry("variant")

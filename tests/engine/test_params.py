@@ -504,7 +504,7 @@ def test_the_truth_as_served():
 def test_estimates_grow_with_what_the_exact_path_must_do():
     x = np.zeros((50, 40))
     plainly, reducible, exact, capped = (
-        engine.estimate(Problem("softmax", x, params=p))
+        engine.estimate(Problem("softmax", x, params=p), variants=["shifted"])
         for p in (NO_PARAMS, Params(scale=0.5), Params(sink=1.0), Params(softcap=3.0))
     )
     assert plainly == reducible < exact < capped
@@ -575,6 +575,18 @@ def test_own_ways_are_near_the_truth_but_where_they_are_wrong(row, soft):
     out = ran(row.name, problem)
     assert (out.metrics.max_abs < 1e-13) == (row.name != "sink_unshifted")
     assert out.bound.rule == "no bound is known with these params"
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case[1] in JOINED], ids=str)
+def test_own_ways_are_right_beside_other_params(case):
+    op, given, soft = case
+    for seed in range(3):
+        problem = drawn(op, given, seed, soft=soft)
+        for row in OWN:
+            if row.op == op and row.fits(problem.params) and row.name != "sink_unshifted":
+                out = ran(row.name, problem)
+                assert out.metrics.special_mismatch == 0, row.name
+                assert out.metrics.max_abs is None or out.metrics.max_abs < 1e-11, row.name
 
 
 def test_a_variant_that_needs_params_is_run_with_them_alone():
@@ -648,3 +660,13 @@ def test_a_capped_row_beside_its_ties_is_decided_by_them():
 def test_a_sum_of_capped_losses_is_refined_until_it_is_narrow():
     x = np.array([[60.0, -60.0], [70.0, -90.0]])
     compare(Problem("cross_entropy", x, np.array([0, 0]), params=Params(softcap=60.0, reduction="sum")), F64)
+
+
+def test_what_goes_wrong_before_a_variant_is_a_fault_too():
+    capped = ran("shifted", Problem("softmax", np.array([[2.0**-20, 0.0]]), params=Params(softcap=1.0)), "float16")
+    assert ("tanh", "underflow") in {(fault.step, fault.kind) for fault in capped.faults}
+    scaled = ran("shifted", Problem("softmax", np.array([[40000.0, 1.0]]), params=Params(scale=2.0)), "float16")
+    assert scaled.faults[0].detail.startswith("40000 * 2 exceeds the largest float16")
+    assert scaled.status == "unstable"
+    exact = ran("shifted", Problem("softmax", np.array([[3.0, 1.0]]), params=Params(scale=2.0)), "float16")
+    assert exact.faults == ()
