@@ -42,17 +42,54 @@ Softmax by division (bound B of every op that begins with it):
     |dp_i| <= p_i (expm1(th_i + H + u') + eps) / (1 - eps) + z exp(H + u') / (S (1 - eps)) + eta/2 + f
     for c/S <= p exp(a)/(1 - eps), and exp(a)/(1 - eps) - 1 = (expm1(a) + eps)/(1 - eps), larger than what is lost below; natural
     exponentials have y for L: z exp(-y) for z/S.
+    by reciprocal: H + 2 u' for H + u', and (p_i S exp(th_i) + z) (eta/2 + f) exp(u') besides, for what 1/S loses;
+        where it may overflow there is no bound
+    the maximum left out, 1 + s: D/S for eps, D = exp(H) (sum e_j expm1(th_j) + n z) + expm1(H) s, and u' for H: the last addition
+    another base b, x_i - b: th_j = v (kappa |x_j - b| + c) + slip, 0 where x_j = b; exp(b - y) for 1/S: below b exponentials
+        underflow, above it they overflow. b = -c, max(m, 0), max(m, start), each as the format has it
+    exponentials stored: th_j + u_s/(1 - u_s) where d_j < 0, z (1 + that) + eta_s/2 + f_s + f for z, u_s, eta_s, f_s those of the
+        stored format, the latter where it is coarser; only above the line where they are stored after they were summed
+    2^(x_i c - m c), c = log2 e (1 + t), t of u: s = m c less its computed value is common to the row. It cancels in p, but
+        |s| log 2 <= G = u (1 + u) |m| + eta + 4 f makes 1/S exp(G), and S as well. th_j = u |d_j| + P + u ((1 + u) |d_j| + G + P)
+        + c v + eta + 6 f, P = u (1 + u) |x_j| for the product, 0 for an fma. m c must not overflow. An x_j c that does is 32 or
+        more below m c in every format, and exp(-32) there is less than z
+    2^((x_i - m) c + o): the difference, c, the product and the sum are rounded: ((1 + u)^4 - 1) |d_j| + u o log 2 + 2 eta + 12 f
+        where d_j < 0, and c v; an fma: (1 + u)^3; 2^o S for S
+    x = n log 2 + r, n = rint(x log2 e): |r| <= rho = log 2/2 + u (2 + u) |x| + eta/2 + 3 f. log 2 = high + low, low rounded, below
+        2^-(p div 2 + 1); two products, two differences (with an fma the latter alone; n high is exact for small n) make r off by E,
+        e^r by v (kappa_n (rho + E) + c). No bound where rho + E > 2 for a logit: e^r then lies in (1/8, 8) and cannot underflow.
+        2^(n_j - N) is off by c v, and by u |n_j - N| log 2 where that is no number of the format; then u' for the product
+    -inf replaced by a number: the bound of the changed row, and |softmax of that row - T|: p_i M/(S + M), M = exp(number - m) for
+        each masked logit, and there all of it
+Sums that are rescaled, s' = s f + t, f = exp(m - m'): sum_j of |m - m'| over all maxima after x_j and |x_j - m_j| is |d_j|, so th_j
+    = v (kappa |d_j| + c (1 + R_j)) + (1 + R_j) slip with R_j maxima after it, and H gains one w' for each (an fma none, a coarser
+    accumulator rounds f too) beside n - 1 additions; tiles have the H of their own sums besides. An f that underflows loses z s.
+    With G the growth exp(H + (v c + slip) (R + 1) + R u'), s <= G (its exact value + loss), so the whole loss is at most
+        G (n z + tiles (...) + R (eta_w/2 + f_w) + z G sum s) / (1 - z G R); exact s <= min(terms so far, S exp(m - m_j))
+    e_i f f ...: R_i u' more, and G (z + R_i (z + eta/2 + f)) for z. Lazily: a logit lies up to T = threshold log 2 (1 + 4 u) + eta
+    + 6 f above what is subtracted (the comparison is rounded), at most m less the first maximum: |d_j| + 2 T for |d_j|, and G and S
+    grow by exp(2 v kappa T) and exp(T). Parts merged: 2 for 1 + R_j, H of a part + u' + H of the parts
+Subtractive exp(x_i - L), L off by A_L: p_i expm1(th) + z, th = A_L + v (kappa (|x_i - L| + A_L) + c) + slip. The logarithm and what
+    it is subtracted from are of the size of m: u |m| is an absolute error of th, a relative one of p
 Log-sum-exp, lam = H - log1p(-eps) <= H + eps + eps^2 / (2 (1 - eps)):
     A = lam + k_l u (L + lam): the logarithm, known to k_l u relatively, of a sum that is off by exp(lam); natural: L is y
     m + log S: A + u (|y| + A)
     m + log1p(s), s without one maximum: for lam take -log1p(-D/S), D = exp(H) (sum e_j expm1(th_j) + n z) + expm1(H) s
+    L' = M + log1p(exp(-g)), term by term: log-sum-exp is 1-Lipschitz in L, so E' = E + a + u (|L'| + E + a), and a = D + k_l u
+        (log 2 + D) + k_l eta/2: D, what exp(-g) may be off by, is by the g where it is largest at most expm1(v c + slip) +
+        exp(v c + slip) v kappa/(e (1 - v kappa)) + z. A masked logit changes nothing
 Log-softmax (x_i - m) - log S: A + u |d_i|, and u (|l_i| + that); x_i - log S of natural exponentials: A, and u (|l_i| + A)
+    x_i - L: A_L + u (|l_i| + A_L)
     log p_i: E = -log1p(-B_i/p_i), then k_l u (|l_i| + E); B_i >= p_i: no bound
 Cross-entropy y - x_t: A_y = A + u (|y| + A), then u (l + A_y), l the loss; -log p_t: as log p_t
+    log S - (x_t - m): as log-softmax. log1p(sum_{j != t} exp(x_j - x_t)): -log1p(-D/exp(l)), and k_l u (l + that); D/exp(l) =
+        exp(H) (sum p_j expm1(th_j) + n z exp(-l)) + expm1(H) sum_{j != t} p_j, th_j of x_j - x_t
     weights: sum_i y_i E_i + u y_i (l_i + E_i) + eta/2, E_i the bound of the term, and the sum's expm1(H) (sum y_i (l_i + E_i) +
         that)
 Gradient p_i Y - y_i: Y B_i + dY (p_i + B_i) + u (p_i Y + that) + eta/2 + u (|g_i| + that); by index Y = 1 and only the last term
     is added; dY = Y expm1(H): the sum of the targets is rounded too; with an fma the product is not
+    the others' sum at the target: sum B_j and expm1(H) sum (p_j + B_j). p stored: B + u_s (p_i + B) + eta_s/2 + f_s + f for B; the
+        difference too. exp of stored logarithms: B = p_i expm1(E + v (kappa_n (|l_i| + E) + c)) + z, E that of log-softmax, stored
     chain rule p_i (v_i - sum_j v_j p_j), v = -y/p: p_i v_i is -y_i to u y_i and an underflow, the sum is -Y to Y expm1(2 u' + H)
     and underflows, the difference and the product round; where y_i/p_i may overflow, or p_i may be 0, there is no bound
 Jacobian: p_i B_j + p_j B_i + B_i B_j off the diagonal, B_i |1 - 2 p_i| + B_i^2 on it; then expm1(2 u') (|J| + that) + eta/2
@@ -63,7 +100,9 @@ Another output format: u_o (|T| + B) + eta_o/2. A format that saturates: no boun
 The first-order form of the softmax bound, p_i u (|d_i| + c + W + H/u + 1), W = sum p_j (|d_j| + c), is not a bound: two logits
 0.25 and -64 in bfloat16 exceed it, subnormals lost in the sum do by 3.6, and a sum that overflows by 97. Nor is
 |y + n - x_min| u for log-sum-exp, as it stands in the code beside Blanchard, Higham and Higham (doi 10.1093/imanum/draa038,
-theorem 4.2): the last addition alone costs |y| u. Both are among the tests.
+theorem 4.2): the last addition alone costs |y| u. Both are among the tests. Of float64, eta/2 is 0 in
+binary64: so exponentials near 10^-308 exceeded the bound of the unshifted softmax by 3 10^8; eta stands for it. (1 + u)^4 - 1 is 0
+there too, and exceeded by 2.
 
 Evaluated in binary64 by + - * / and scaling alone, in an order that depends on n only: the same bits on every machine and for
 every split. Exponentials, logarithms and sums of at most 2^24 terms are off by less than 2^-42 of themselves, the result is made
@@ -80,7 +119,7 @@ from math import exp, expm1, inf
 import numpy as np
 
 from engine import elementary
-from engine.formats import FORMATS, Format, widen
+from engine.formats import FORMATS, Format, round_array, widen
 from engine.model import Array, Axes
 
 CHUNK = 1 << 14
@@ -280,6 +319,7 @@ class Constants:
     least_out: float
     ceiling: float
     fused: bool
+    of: Declared
 
 
 @cache
@@ -322,6 +362,7 @@ def constants(k: Declared, n: int) -> Constants:
         least_out=(_half(out) if narrower else 0.0) + (out.smallest_normal if k.flush and out != fmt else 0.0),
         ceiling=min(saturating, default=inf),
         fused=k.fused,
+        of=k,
     )
 
 
@@ -330,6 +371,8 @@ def constants(k: Declared, n: int) -> Constants:
 Part = slice
 Elements = Callable[[Part], tuple[Array, Array]]
 """Columns of an output to (|T|, the bound before it is delivered), both (rows, columns)."""
+Of = Callable[[Part], Array]
+Some = Array | float
 
 
 class Rows:
@@ -366,14 +409,14 @@ class Rows:
         x, d, e = self._kept
         return x[:, part], d[:, part], e[:, part]
 
-    def sum(self, terms: Callable[[Part], Array]) -> Array:
+    def sum(self, terms: Of) -> Array:
         """Sums of rows, (rows, 1): trees of the parts, one after the other."""
         total = np.zeros((len(self._logits), 1))
         for part in self.parts:
             total = total + _tree(terms(part))
         return total
 
-    def largest(self, values: Callable[[Part], Array]) -> Array:
+    def largest(self, values: Of) -> Array:
         """Largest finite values of rows, (rows, 1); at least 0."""
         total = np.zeros((len(self._logits), 1))
         for part in self.parts:
@@ -514,18 +557,18 @@ class Exponentials:
 # ---- the bounds ------------------------------------------------------------------------------------------------------
 
 
-BOUNDS: dict[str, Callable[[Rows], Elements]] = {}
-"""How a variant's bound is evaluated, by the variant's name in VARIANTS."""
+BOUNDS: dict[str, Callable[..., Elements]] = {}
+"""How a variant's bound is evaluated, by the variant's name in VARIANTS: of rows, with the variant's parameters as keywords."""
 FORMULAS: dict[str, str] = {}
 """The same as one sentence."""
 _P = "p_i (expm1(th_i + H + u') + eps) / (1 - eps) + underflow"
 _TH = {False: "th_i = v (kappa abs(x_i - m) + c)", True: "th_i = v (kappa abs(x_i) + c)"}
 
 
-def bound(variant: str, formula: str) -> Callable[[Callable[[Rows], Elements]], Callable[[Rows], Elements]]:
+def bound(variant: str, formula: str) -> Callable[[Callable[..., Elements]], Callable[..., Elements]]:
     """Register the decorated function as the bound of a variant."""
 
-    def register(evaluate: Callable[[Rows], Elements]) -> Callable[[Rows], Elements]:
+    def register(evaluate: Callable[..., Elements]) -> Callable[..., Elements]:
         BOUNDS[variant], FORMULAS[variant] = evaluate, formula
         return evaluate
 
@@ -644,7 +687,7 @@ def _weighted_loss(r: Rows, term: Callable[[Part], tuple[Array, Array]]) -> Elem
         used = (y > 0) & (r.columns(part)[0] > -inf)
         y, size, b = np.where(used, y, 0.0), np.where(used, size, 0.0), np.where(used, b, 0.0)
         most = size + b
-        off = y * b + k.u * (y * most) + k.flushed * most
+        off = np.where(most <= k.largest, y * b + k.u * (y * most) + k.flushed * most, inf)  # else it may saturate
         return y * size, np.where(used, off + k.least, 0.0)
 
     size = r.sum(lambda part: terms(part)[0])
@@ -666,25 +709,38 @@ bound("cross_entropy/naive", f"{_OF_P}, by natural exponentials; {_WEIGHTED}")(_
 bound("cross_entropy/log_of_softmax", f"{_OF_P}; {_WEIGHTED}")(_loss_of_share(natural=False))
 
 
-@bound(
-    "cross_entropy/fused",
-    f"E = A_L + u (l + A_L), A_L = A + u (abs(L) + A), A = H - log1p(-eps) + k_l u (log S + that); {_WEIGHTED}",
-)
-def _(r: Rows) -> Elements:
+def _fitting(r: Rows, a: Array) -> Array:
+    """What m + log S is off by, infinite where it may overflow."""
+    return np.where(np.abs(r.y) + a <= r.k.largest, a, inf)
+
+
+def _less(r: Rows, a: Array) -> Callable[[Array], tuple[Array, Array]]:
+    """(|l_i|, the bound) of L - x_i, L off by a."""
     k = r.k
-    a = _with_maximum(r, Exponentials(r).log())
-    a = np.where(np.abs(r.y) + a <= k.largest, a, inf) + 3 * k.flushed
+    a = _fitting(r, a) + 3 * k.flushed
 
     def term(x: Array) -> tuple[Array, Array]:
         size = _representable(np.abs(x - r.m)) + r.log
         return size, a + k.u * (size + a)
 
+    return term
+
+
+def _loss_of(r: Rows, term: Callable[[Array], tuple[Array, Array]]) -> Elements:
     if r.by_index:
         return _per_row(*term(r.at_target()))
     return _weighted_loss(r, lambda part: term(r.columns(part)[0]))
 
 
-def _targets(r: Rows) -> tuple[Array, Array, Callable[[Part], Array]]:
+@bound(
+    "cross_entropy/fused",
+    f"E = A_L + u (l + A_L), A_L = A + u (abs(L) + A), A = H - log1p(-eps) + k_l u (log S + that); {_WEIGHTED}",
+)
+def _(r: Rows) -> Elements:
+    return _loss_of(r, _less(r, _with_maximum(r, Exponentials(r).log())))
+
+
+def _targets(r: Rows) -> tuple[Array, Array, Of]:
     """Y, what the computed Y may be off by, and y of some columns."""
     if not r.by_index:
         k, total = r.k, r.sum(r.weights)
@@ -698,13 +754,13 @@ def _targets(r: Rows) -> tuple[Array, Array, Callable[[Part], Array]]:
     return np.ones(target.shape), np.zeros(target.shape), one_hot
 
 
-@bound("cross_entropy_grad/fused", "G + u (abs(T) + G), G = B_i by index; weights: Y B_i + dY (p_i + B_i) + u (p_i Y + that)")
-def _(r: Rows) -> Elements:
-    k, e = r.k, Exponentials(r)
+def _gradient(r: Rows, p_of: Callable[[Part], tuple[Array, Array]]) -> Elements:
+    """p_i Y - y_i of (p, its bound)."""
+    k = r.k
     whole, off, y = _targets(r)
 
     def elements(part: Part) -> tuple[Array, Array]:
-        p, b = e.part(part)
+        p, b = p_of(part)
         size = np.abs(p * whole - y(part))
         if not r.by_index:
             b = whole * b + (off + k.flushed) * (p + b)
@@ -714,6 +770,11 @@ def _(r: Rows) -> Elements:
         return size, b + k.u * (size + b) + k.least
 
     return elements
+
+
+@bound("cross_entropy_grad/fused", "G + u (abs(T) + G), G = B_i by index; weights: Y B_i + dY (p_i + B_i) + u (p_i Y + that)")
+def _(r: Rows) -> Elements:
+    return _gradient(r, Exponentials(r).part)
 
 
 @bound(
@@ -801,6 +862,545 @@ bound("softmax_vjp/naive", f"{_VJP}; by natural exponentials")(_vjp(natural=True
 bound("softmax_vjp/shifted", _VJP)(_vjp(natural=False))
 
 
+# ---- sums and quotients by other ways --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Total:
+    """A computed sum: S/unit' times a number in [1 - eps, 1 + eps] exp(+-h), unit >= 1/(the sum); eps is infinite where there is no
+    bound. All (rows, 1)."""
+
+    r: Rows
+    eps: Array
+    h: Array
+    unit: Array
+
+    def log(self) -> Array:
+        """A: what the computed logarithm of the sum may be off by."""
+        return _logged(self.r.log, self.h + _lost_share(self.eps), self.r.k)
+
+    def quotient(self, part: Part, theta: Array, lost: Some, roundings: int = 1) -> Array:
+        """B of exponentials known to exp(+-theta) and `lost`, divided by the sum."""
+        k, left, more = self.r.k, 1 - self.eps, self.h + roundings * self.r.k.u1
+        some = left > 0
+        left = np.where(some, left, 1.0)
+        b = (_off(self.r, part, theta + more) + self.r.p(part) * self.eps) / left
+        return np.where(some, b + lost * _exp(more) * self.unit / left + roundings * k.least + 4 * _LEAST, inf)
+
+
+def _off(r: Rows, part: Part, theta: Array) -> Array:
+    """p_j expm1(theta_j)."""
+    _, d, e = r.columns(part)
+    return np.asarray(np.where(theta < _MOST, e * _expm1(theta), _exp(d + theta)) / r.whole)
+
+
+def _theta(k: Constants, gap: Array, times: Some = 1.0) -> Array:
+    """v (kappa gap + times c) + times slip: of so many exponentials of differences that add up to the gap; 0 for no gap."""
+    return np.where(gap > 0, k.v * (k.kappa * np.minimum(gap, 2.0**1000) + k.c * times) + k.slip * times, 0.0)
+
+
+def _total(r: Rows, theta: Of, lost: Some, h: Some, low: Some = 0.0, high: Some = 0.0) -> Total:
+    """The sum of exponentials known to exp(+-theta) and, all together, `lost`; in exact arithmetic between S exp(low) and
+    S exp(high)."""
+    h, low, high = (np.broadcast_to(np.asarray(each, dtype=np.float64), r.y.shape) for each in (h, low, high))
+    unit = _exp(-low) / r.whole
+    eps = r.sum(lambda part: _off(r, part, theta(part))) + lost * unit
+    fits = (eps < 1) & (r.whole * _exp(high) * (1 + eps) * _exp(h) <= r.k.limit)
+    return Total(r, np.where(fits, eps, inf), h, unit)
+
+
+def _underflow(k: Constants) -> float:
+    """What n exponentials and their plain sum lose absolutely."""
+    return k.n * (k.z + k.term) + k.total
+
+
+def _distances(r: Rows) -> Of:
+    """th_j of shifted exponentials."""
+    return lambda part: _theta(r.k, -r.columns(part)[1])
+
+
+def _quotients(total: Total, theta: Of, lost: float, roundings: int = 1) -> Elements:
+    return lambda part: (total.r.p(part), total.quotient(part, theta(part), lost, roundings))
+
+
+@bound("softmax/reciprocal", "p_i (expm1(th_i + H + 2 u') + eps) / (1 - eps) + underflow, also of 1/S times exp(x_i - m)")
+def _(r: Rows) -> Elements:
+    k, theta = r.k, _distances(r)
+    total = _total(r, theta, _underflow(k), k.h)
+    fits = _exp(total.h) * 2 <= k.largest * (1 - total.eps) * r.whole  # 1/S does not overflow
+
+    def elements(part: Part) -> tuple[Array, Array]:
+        p, each = r.p(part), theta(part)
+        numerator = (p + _off(r, part, each)) * r.whole + k.z
+        b = total.quotient(part, each, k.z, 2) + 2 * numerator * k.least
+        return p, np.where(fits, b, inf)
+
+    return elements
+
+
+@bound("softmax/max_left_out", "p_i (expm1(th_i + 2 u') + D/S) / (1 - D/S) + underflow, D the error of the others' sum")
+def _(r: Rows) -> Elements:
+    k, theta = r.k, _distances(r)
+    shares = r.sum(lambda part: _off(r, part, theta(part)))
+    off = _factor(k.h) * (shares + _underflow(k) / r.whole) + _grown(k.h) * (r.rest / r.whole)
+    fits = (off < 1) & (r.whole * (1 + off) * (1 + k.u1) <= k.limit)
+    total = Total(r, np.where(fits, off, inf), np.full_like(r.y, k.u1), 1 / r.whole)
+    return _quotients(total, theta, k.z)
+
+
+def _subtractive(r: Rows, a: Array) -> Elements:
+    """exp(x_i - L), L off by a."""
+    k = r.k
+
+    def elements(part: Part) -> tuple[Array, Array]:
+        gap = np.minimum(r.log - r.columns(part)[1], 2.0**1000) + a
+        theta = a + k.v * (k.kappa * gap + k.c) + k.slip
+        return r.p(part), _off(r, part, theta) + k.z + 4 * _LEAST
+
+    return elements
+
+
+_SUBTRACTED = "p_i expm1(A_L + v (kappa (abs(x_i - L) + A_L) + c)) + z"
+
+
+@bound("softmax/subtractive_naive", f"{_SUBTRACTED}, A_L the bound of logsumexp/naive")
+def _(r: Rows) -> Elements:
+    return _subtractive(r, Exponentials(r, natural=True).log())
+
+
+@bound("softmax/subtractive", f"{_SUBTRACTED}, A_L the bound of logsumexp/log1p")
+def _(r: Rows) -> Elements:
+    return _subtractive(r, _fitting(r, _with_maximum(r, _log1p_of_rest(r))))
+
+
+def _of_base(r: Rows, base: Array) -> Elements:
+    """exp(x_i - b) over their sum."""
+
+    def theta(part: Part) -> Array:
+        return _theta(r.k, np.abs(r.columns(part)[0] - base))
+
+    above = r.m - base
+    return _quotients(_total(r, theta, _underflow(r.k), r.k.h, above, above), theta, r.k.z)
+
+
+def _constant(k: Constants, value: float) -> float:
+    """A number as the arithmetic has it."""
+    return float(widen(round_array(np.array(value), FORMATS[k.of.format])))
+
+
+_BASE = f"{_P}, eps = sum p_j expm1(th_j) + n z / sum exp(x_j - b), th_i = v (kappa abs(x_i - b) + c)"
+
+
+@bound("softmax/chosen_shift", f"{_BASE}, b = -c")
+def _(r: Rows, c: float = -10.0) -> Elements:
+    return _of_base(r, np.full_like(r.m, -_constant(r.k, c)))
+
+
+@bound("softmax/wrong_shift", f"{_BASE}, b = max(m, 0)")
+def _(r: Rows) -> Elements:
+    return _of_base(r, np.maximum(r.m, 0.0))
+
+
+@bound("softmax/finite_sentinel", f"{_BASE}, b = max(m, start)")
+def _(r: Rows, start: float = -1e4) -> Elements:
+    return _of_base(r, np.maximum(r.m, _constant(r.k, max(start, -r.k.largest))))
+
+
+_LN2 = 0.6931471805599453
+
+
+@bound("softmax/exp2_scaled", f"{_P}; th_i = u abs(d_i) + u abs(x_i) + u (abs(d_i) + G) + c v, G = u abs(m); an fma: no u abs(x_i)")
+def _(r: Rows) -> Elements:
+    k = r.k
+    shift = k.u * (1 + k.u) * np.abs(r.m) + 2 * (k.least + k.flushed)
+
+    def theta(part: Part) -> Array:
+        x, d, _ = r.columns(part)
+        x, d = (np.minimum(np.abs(each), 2.0**1000) for each in (x, d))
+        product = 0.0 if k.fused else k.u * (1 + k.u) * x
+        summed = d * (1 + k.u) + shift + product
+        return np.asarray(k.u * d + product + k.u * summed + k.c * k.v + 2 * k.least + 4 * k.flushed)
+
+    fits = np.abs(r.m) * 1.4427 * (1 + 3 * k.u) <= k.largest
+    shift = np.where(fits, shift, inf)
+    return _quotients(_total(r, theta, _underflow(k), k.h, -shift, shift), theta, k.z)
+
+
+@bound("softmax/offset", f"{_P}, z / 2^offset for z; th_i = ((1 + u)^4 - 1) abs(d_i) + u offset log 2 + c v, an fma: (1 + u)^3")
+def _(r: Rows, offset: float = 8.0) -> Elements:
+    k, high = r.k, _constant(r.k, offset) * _LN2
+    power = 4 * k.u1 * (1 + k.u) - (k.u if k.fused else 0.0)  # (1 + u)^4 - 1 <= 4 u' (1 + u)
+
+    def theta(part: Part) -> Array:
+        d = np.minimum(-r.columns(part)[1], 2.0**1000)
+        return np.where(d > 0, power * d + k.u * high + 4 * k.least + 8 * k.flushed, 0.0) + k.c * k.v
+
+    return _quotients(_total(r, theta, _underflow(k), k.h, high, high), theta, k.z)
+
+
+def _stored(k: Constants, name: str) -> tuple[float, float]:
+    """What a number is off by that was stored in a format: relatively, as a logarithm, and absolutely."""
+    fmt, kept = FORMATS[k.of.format], FORMATS[name]
+    share = kept.unit_roundoff / (1 - kept.unit_roundoff) if kept.precision < fmt.precision else 0.0
+    least = _half(kept) if kept.smallest_subnormal > fmt.smallest_subnormal else 0.0
+    return share, least + (kept.smallest_normal + fmt.smallest_normal) * k.of.flush
+
+
+def _storing(r: Rows, name: str, summed: bool) -> Elements:
+    k, theta = r.k, _distances(r)
+    share, least = _stored(k, name)
+    z = k.z * (1 + share) + least
+
+    def stored(part: Part) -> Array:
+        return theta(part) + np.where(r.columns(part)[1] < 0, share, 0.0)
+
+    total = _total(r, stored if summed else theta, k.n * ((z if summed else k.z) + k.term) + k.total, k.h)
+    return _quotients(total, stored, z)
+
+
+@bound(
+    "softmax/stored_16_bit",
+    f"{_P}; th_i = v (kappa abs(x_i - m) + c) + u_s / (1 - u_s), u_s that of the stored format; z with its own",
+)
+def _(r: Rows, stored: str = "bfloat16") -> Elements:
+    return _storing(r, stored, summed=True)
+
+
+@bound(
+    "softmax/stored_after_sum", f"{_P}, th_i + u_s / (1 - u_s) for th_i but in eps, u_s that of the stored format; z with its own"
+)
+def _(r: Rows, stored: str = "bfloat16") -> Elements:
+    return _storing(r, stored, summed=False)
+
+
+class Rescaled:
+    """Exponentials of tiles of a size, less the largest logit so far, and the recurrence s = s f + (the sum of a tile).
+
+    spread: how far above what is subtracted a logit may lie, (rows, 1). later: rescalings after each tile, (rows, tiles). held: the
+    most that s can be there. step: the relative error of a rescaling, as a logarithm.
+    """
+
+    def __init__(self, r: Rows, size: int, spread: Some = 0.0) -> None:
+        self.r, self.k, self.size = r, r.k, size
+        starts = np.arange(0, r.n, size)
+        tops = np.maximum.accumulate(np.maximum.reduceat(r.columns(slice(0, r.n))[0], starts, axis=1), axis=1)
+        moved = np.diff(tops, axis=1, prepend=tops[:, :1]) > 0
+        moved[:, 1:] |= (tops[:, :-1] == -inf) & (tops[:, 1:] > -inf)
+        self.tiles, self.moves = len(starts), moved.sum(axis=1, keepdims=True)
+        self.later = self.moves - np.cumsum(moved, axis=1)
+        self.spread = np.where(self.moves > 0, np.minimum(spread, r.m - tops[:, :1]), 0.0)
+        count = np.minimum(np.cumsum(np.full(tops.shape, size), axis=1), r.n)
+        self.held = np.minimum(count, r.whole * _exp(r.m - tops)) * _exp(self.spread)
+        self.before = _tree(np.where(moved, np.roll(self.held, 1, axis=1), 0.0))
+
+    def after(self, part: Part) -> Array:
+        """Rescalings after the tiles of some columns."""
+        return np.asarray(self.later[:, np.arange(part.start, part.stop) // self.size])
+
+    def theta(self, part: Part) -> Array:
+        """th_j, with the factors."""
+        return _theta(self.k, -self.r.columns(part)[1] + 2 * self.spread, 1 + self.after(part))
+
+    def total(self, theta: Of, term: float, tile: tuple[float, float], low: Some, step: float) -> Total:
+        """The sum of terms that lose `term` absolutely; a tile's plain sum: its H, and what it loses."""
+        k, n = self.k, self.r.n
+        fmt, acc = FORMATS[k.of.format], FORMATS[k.of.accumulator]
+        coarser = acc.unit_roundoff / (1 - acc.unit_roundoff)
+        each = (0.0 if k.fused else coarser) + (coarser if acc.precision < fmt.precision else 0.0)
+        h = tile[0] + summing("sequential", self.tiles, acc) + self.moves * each
+        h = h + (coarser if acc.precision < fmt.precision else 0.0) + (k.u1 if fmt.precision < acc.precision else 0.0)
+        least = _half(acc) + acc.smallest_normal * k.of.flush
+        self.growth = _exp(h + (step + k.slip) * (self.moves + 1) + 2 * k.v * k.kappa * self.spread + self.moves * k.u1)
+        plain = n * (term + k.term) + self.tiles * (tile[1] + k.term) + self.moves * least
+        z = k.z + k.term
+        room = 1 - z * self.growth * self.moves
+        lost = np.where(room > 0, (plain + z * self.growth * self.before) / np.where(room > 0, room, 1.0), inf)
+        most = self.growth * (self.held.max(axis=1, keepdims=True) + lost)
+        of_tile = self.growth * (np.minimum(self.held, min(self.size, n) * _exp(self.spread)).max(axis=1, keepdims=True) + lost)
+        fits = (most <= acc.largest) & (of_tile <= k.limit) & (k.v * k.kappa <= 1)
+        lost = np.where(fits, self.growth * lost + k.total, inf)
+        return _total(self.r, theta, lost, h, low, self.spread)
+
+    def plain(self) -> Total:
+        """The sum by tiles, and theirs by the summation."""
+        return self.total(self.theta, self.k.z, _sum_of(self.r, self.size), 0.0, self.k.v * self.k.c)
+
+
+def _sum_of(r: Rows, size: int) -> tuple[float, float]:
+    """H and the absolute loss, but for its terms', of the sums of a row's tiles of a size, the last of which may be smaller."""
+    found = [constants(r.k.of, count) for count in (min(size, r.n), (r.n - 1) % size + 1)]
+    return max(k.h for k in found), max(k.total for k in found)
+
+
+def _online(r: Rows) -> Total:
+    scaled = Rescaled(r, 1)
+    return scaled.total(scaled.theta, r.k.z, (0.0, 0.0), 0.0, r.k.v * r.k.c)
+
+
+_RESCALED = "th_j = v (kappa abs(d_j) + c (1 + R_j)), R_j the rescalings after j; H with one more rounding for each"
+
+
+@bound("softmax/online", f"{_P}; th_i = v (kappa abs(d_i) + c); in eps {_RESCALED}")
+def _(r: Rows) -> Elements:
+    return _quotients(_online(r), _distances(r), r.k.z)
+
+
+def _tiles(r: Rows, tile: int, rise: float) -> Elements:
+    scaled = Rescaled(r, tile, rise)
+    total = scaled.plain()
+
+    def elements(part: Part) -> tuple[Array, Array]:
+        after = scaled.after(part)
+        lost = scaled.growth * (r.k.z + after * (r.k.z * _exp(scaled.spread) + r.k.least))
+        return r.p(part), total.quotient(part, scaled.theta(part) + after * r.k.u1, lost)
+
+    return elements
+
+
+@bound("softmax/tiled", f"{_P}, and R_i u' besides th_i; {_RESCALED}")
+def _(r: Rows, tile: float = 128) -> Elements:
+    return _tiles(r, int(tile), 0.0)
+
+
+@bound("softmax/lazy_rescale", f"{_P}, and R_i u' besides th_i; abs(d_j) + 2 threshold log 2 for abs(d_j); {_RESCALED}")
+def _(r: Rows, tile: float = 128, threshold: float = 4.0) -> Elements:
+    k, rise = r.k, threshold * _LN2
+    fits = rise * (1 + k.u) < k.largest
+    return _tiles(r, int(tile), rise * (1 + 4 * k.u) + 2 * k.least + 4 * k.flushed if fits else inf)
+
+
+def _merged(r: Rows, parts: float) -> Total:
+    k, size = r.k, -(-r.n // int(parts))
+    starts = np.arange(0, r.n, size)
+    tops = np.maximum.reduceat(r.columns(slice(0, r.n))[0], starts, axis=1)
+    whole, (h, lost) = constants(k.of, len(starts)), _sum_of(r, size)
+    h = h + k.u1 + whole.h
+    growth = _exp(np.full_like(r.y, h + 2 * (k.v * k.c + k.slip)))
+    held = np.minimum(size, r.whole * _exp(r.m - tops))
+    plain = size * (k.z + k.term) + lost
+    fits = (growth * (held + plain) <= k.limit).all(axis=1, keepdims=True) & (k.v * k.kappa <= 1)
+    each = plain + k.z * growth * (held + plain) + k.least + k.term
+    all_lost = np.where(fits, growth * _tree(each) + whole.total, inf)
+    return _total(r, lambda part: _theta(k, -r.columns(part)[1], 2), all_lost, h)
+
+
+_MERGED = "th_j = v (kappa abs(d_j) + 2 c), H of a part, of the parts, and u'"
+
+
+@bound("softmax/split_merge", f"{_P}; th_i = v (kappa abs(d_i) + c); in eps {_MERGED}")
+def _(r: Rows, parts: float = 2) -> Elements:
+    return _quotients(_merged(r, parts), _distances(r), r.k.z)
+
+
+def _of_log(r: Rows, total: Total) -> Elements:
+    return _per_row(np.abs(r.y), _with_maximum(r, total.log()))
+
+
+@bound("logsumexp/online", f"A + u (abs(L) + A), A = H - log1p(-eps) + k_l u (log S + that); {_RESCALED}")
+def _(r: Rows) -> Elements:
+    return _of_log(r, _online(r))
+
+
+@bound("logsumexp/split_merge", f"A + u (abs(L) + A), A = H - log1p(-eps) + k_l u (log S + that); {_MERGED}")
+def _(r: Rows, parts: float = 2) -> Elements:
+    return _of_log(r, _merged(r, parts))
+
+
+bound("logsumexp/guarded", FORMULAS["logsumexp/shifted"])(BOUNDS["logsumexp/shifted"])
+
+
+@bound("logsumexp/logaddexp", "(1 + u)^n sum_j (A + u (abs(L_j) + A)), A the most that log1p(exp(-g)) is off by; masked logits: 0")
+def _(r: Rows) -> Elements:
+    k, x = r.k, r.columns(slice(0, r.n))[0]
+    share, all_off = k.v * k.kappa, k.v * k.c + k.slip
+    d = _grown(all_off) + _factor(all_off) * share / (2.718 * (1 - share)) + k.z if share < 1 else inf
+    a = d + k.k_log * k.u * (_LN2 + d) + k.z_log + 4 * k.flushed
+    tops = np.maximum.accumulate(x, axis=1)
+    count = np.cumsum(x > -inf, axis=1)
+    size = np.maximum(np.abs(tops), np.abs(tops + _log1p(np.maximum(count, 1) - 1.0)))
+    steps = np.where((x > -inf) & (count > 1), a + k.u * (size + a), 0.0)
+    off = _tree(steps) * _factor(k.n * k.u)
+    most = np.where(count > 0, size, 0.0).max(axis=1, keepdims=True)
+    return _per_row(np.abs(r.y), np.where(most + off <= k.largest, off, inf))
+
+
+@bound("softmax/two_pass", f"{_P}; th_i = what x - n log 2 is off by, n = rint(x log2 e), and v (2 c + 1); in eps {_RESCALED}")
+def _(r: Rows) -> Elements:
+    k, fmt = r.k, FORMATS[r.k.of.format]
+    low = 2.0 ** -(fmt.precision // 2 + 1)
+    exact = 2.0 ** (fmt.precision - fmt.precision // 2 - 1)
+    kept, least = 0.6932, k.least + 2 * k.flushed
+
+    def reduced(part: Part) -> tuple[Array, Array]:
+        """abs(x - n log 2), and what it is off by."""
+        x = r.columns(part)[0]
+        size = np.where(x > -inf, np.abs(x), 0.0)
+        rest = kept / 2 + k.u * (2 + k.u) * size + least
+        n = (rest + size) / 0.693
+        first = np.where(k.fused | (n <= exact), 0.0, k.u * n * kept + least)
+        first = first + k.u * (rest + n * low + first) + least
+        second = first + n * low * k.u + (0.0 if k.fused else k.u * n * low * (1 + k.u) + least)
+        off = second + k.u * (rest + second) + least
+        off = np.where(size * 1.4427 * (1 + 3 * k.u) <= k.largest, off, inf)
+        return rest, off
+
+    spread = r.largest(lambda part: np.where(np.isfinite(sum(reduced(part))), sum(reduced(part)), inf))
+    far = r.sum(lambda part: np.where(sum(reduced(part)) <= 2, 0.0, inf))
+    spread = np.where(far == 0, spread, inf)
+    scaled = Rescaled(r, 1)
+    scaled.spread = spread
+    scaled.held = scaled.held * _exp(spread)
+    scaled.before = scaled.before * _exp(spread)
+
+    def theta(part: Part) -> Array:
+        rest, off = reduced(part)
+        distance = -r.columns(part)[1] + 2 * spread
+        gap = np.where(distance / 0.693 <= 2.0**fmt.precision, 0.0, k.u * np.minimum(distance, 2.0**1000))
+        return off + k.v * (k.natural_kappa * (rest + off) + k.c) + k.natural_slip + k.u1 + gap + k.v * k.c
+
+    lost = 16 * k.z + k.least
+    total = scaled.total(lambda part: theta(part) + k.v * k.c * scaled.after(part), lost, (0.0, 0.0), -spread, k.v * k.c)
+    return _quotients(total, theta, lost)
+
+
+@bound("softmax/masked_zero", FORMULAS["softmax/shifted"])
+def _(r: Rows) -> Elements:
+    return Exponentials(r).part
+
+
+def _masked(r: Rows, value: float) -> Elements:
+    """Softmax of a row in which a number stands for -inf."""
+    x = r.columns(slice(0, r.n))[0]
+    of = Rows(np.where(x == -inf, value, x), None, r.k)
+    e = Exponentials(of)
+    weight = np.count_nonzero(x == -inf, axis=1, keepdims=True) * _exp(value - r.m)
+    taken = np.where(weight < inf, weight / (r.whole + weight), 1.0)
+
+    def elements(part: Part) -> tuple[Array, Array]:
+        p = r.p(part)
+        found, b = e.part(part)
+        return p, b + np.where(r.columns(part)[0] == -inf, found, p * taken)
+
+    return elements
+
+
+_MASKED = f"{_P} of the row with the number in it, and what that changes"
+
+
+@bound("softmax/masked_lowest", _MASKED)
+def _(r: Rows) -> Elements:
+    return _masked(r, -r.k.largest)
+
+
+@bound("softmax/masked_value", _MASKED)
+def _(r: Rows, mask: float = -1e9) -> Elements:
+    value = _constant(r.k, mask)
+    return _masked(r, value if value > -inf else -r.k.ceiling)
+
+
+# ---- losses and gradients by other ways --------------------------------------------------------------------------------
+
+
+@bound("log_softmax/subtractive", "A_L + u (abs(T) + A_L), A_L the bound of logsumexp/shifted")
+def _(r: Rows) -> Elements:
+    term = _less(r, _with_maximum(r, Exponentials(r).log()))
+    return lambda part: term(r.columns(part)[0])
+
+
+@bound("cross_entropy/split", f"E + u (l + E), E = u abs(x_t - m) + A, A = H - log1p(-eps) + k_l u (log S + that); {_WEIGHTED}")
+def _(r: Rows) -> Elements:
+    k, a = r.k, Exponentials(r).log()
+
+    def term(x: Array) -> tuple[Array, Array]:
+        d = _representable(np.abs(x - r.m))
+        b = a + 5 * k.flushed + k.u * d
+        return d + r.log, b + k.u * (d + r.log + b)
+
+    return _loss_of(r, term)
+
+
+@bound("cross_entropy/chunked", f"as cross_entropy/fused; {_RESCALED}; {_WEIGHTED}")
+def _(r: Rows, tile: float = 128) -> Elements:
+    return _loss_of(r, _less(r, _with_maximum(r, Rescaled(r, int(tile)).plain().log())))
+
+
+@bound("cross_entropy/log1p_of_others", "-log1p(-D/(1 + s)) + k_l u (l + that), s = sum exp(x_j - x_t) off by D; weights: as fused")
+def _(r: Rows) -> Elements:
+    if not r.by_index:
+        return BOUNDS["cross_entropy/fused"](r)
+    k, t = r.k, r.at_target()
+    loss = _representable(r.m - t) + r.log
+    assert r.extra is not None
+    target = r.extra.reshape(-1, 1)
+
+    def others(part: Part) -> Array:
+        return np.where(np.arange(part.start, part.stop)[None, :] == target, 0.0, r.p(part))
+
+    def theta(part: Part) -> Array:
+        return _theta(k, np.abs(r.columns(part)[0] - t))
+
+    off = r.sum(lambda part: _off(r, part, theta(part))) + _underflow(k) * _exp(-loss)
+    off = _factor(k.h) * off + _grown(k.h) * r.sum(others)
+    fits = _exp(loss) * (1 + off) <= k.limit
+    return _per_row(loss, _logged(loss, np.where(fits, _lost_share(off), inf), k))
+
+
+@bound("cross_entropy_grad/others", "B_i, at the target sum B_j and expm1(H) sum (p_j + B_j); weights: as fused")
+def _(r: Rows) -> Elements:
+    if not r.by_index:
+        return BOUNDS["cross_entropy_grad/fused"](r)
+    k, e = r.k, Exponentials(r)
+    _, _, one_hot = _targets(r)
+
+    def others(part: Part, which: int) -> Array:
+        return np.where(one_hot(part) > 0, 0.0, e.part(part)[which])
+
+    rest = r.sum(lambda part: others(part, 0))
+    at_target = r.added(rest, r.sum(lambda part: others(part, 1)))
+
+    def elements(part: Part) -> tuple[Array, Array]:
+        (p, b), here = e.part(part), one_hot(part) > 0
+        return np.where(here, rest, p), np.where(here, at_target, b) + k.flushed
+
+    return elements
+
+
+def _kept(b: tuple[Array, Array], k: Constants, name: str) -> tuple[Array, Array]:
+    """What a number is off by when it was stored as well."""
+    (size, off), (share, least) = b, _stored(k, name)
+    return size, off + share * (size + off) + least
+
+
+@bound("cross_entropy_grad/in_place_16_bit", "as fused, of p stored; then u_s (abs(T) + that), u_s of bfloat16, or 0")
+def _(r: Rows) -> Elements:
+    e = Exponentials(r)
+    found = _gradient(r, lambda part: _kept(e.part(part), r.k, "bfloat16"))
+    return lambda part: _kept(found(part), r.k, "bfloat16")
+
+
+@bound(
+    "cross_entropy_grad/saved_16_bit_logs",
+    "as fused, of p_i expm1(E_i + v (kappa_n (abs(l_i) + E_i) + c)) + z, E_i of log_softmax/shifted and u_s (abs(l_i) + that)",
+)
+def _(r: Rows) -> Elements:
+    k, logs = r.k, BOUNDS["log_softmax/shifted"](r)
+
+    def p_of(part: Part) -> tuple[Array, Array]:
+        size, off = _kept(logs(part), k, "bfloat16")
+        theta = off + k.v * (k.natural_kappa * (size + off) + k.c) + k.natural_slip
+        return r.p(part), _off(r, part, theta) + k.z + 4 * _LEAST
+
+    return _gradient(r, p_of)
+
+
+REASONS = {
+    "log_softmax/log_with_eps": "no bound: the logarithm of p + eps is another function, however well it is computed",
+    "cross_entropy/log_with_eps": "no bound: the logarithm of p + eps is another function, however well it is computed",
+    "cross_entropy/clipped": "no bound: the logarithm of a clipped p is another function, however well it is computed",
+}
+"""Why a variant has no bound."""
+
+
 # ---- what callers take -----------------------------------------------------------------------------------------------
 
 
@@ -818,7 +1418,7 @@ class Allowed:
         with np.errstate(all="ignore"):
             for k in chosen:
                 if k.variant not in known:
-                    known[k.variant] = BOUNDS[k.variant](self._of) if k.variant in BOUNDS and not k.params else None
+                    known[k.variant] = None if k.params else _evaluated(k.variant, self._of)
         self._elements = [known[k.variant] for k in chosen]
 
     def part(self, which: int, start: int, stop: int) -> Array:
@@ -884,8 +1484,22 @@ def allowed(chosen: Sequence[Declared], logits: Array, extra: Array | None, widt
 
 
 def rule(variant: str, params: bool = False) -> str:
-    """A variant's bound in words; params: whether those change what it computes."""
-    return "no bound is known with these params" if params else FORMULAS.get(variant, "no bound is known")
+    """A variant's bound in words, or why there is none; params: whether those change what it computes."""
+    plain, _ = _split(variant)
+    return "no bound is known with these params" if params else FORMULAS.get(plain, REASONS.get(plain, "no bound is known"))
+
+
+def _split(variant: str) -> tuple[str, dict[str, float | str]]:
+    """A variant's plain name, and the parameters that stand in its name."""
+    plain, _, rest = variant.removesuffix(")").partition("(")
+    pairs = [part.split("=") for part in rest.split(", ") if part]
+    return plain, {key: value if value in FORMATS else float(value) for key, value in pairs}
+
+
+def _evaluated(variant: str, r: Rows) -> Elements | None:
+    """A variant's bound of some rows, if it has one."""
+    plain, parameters = _split(variant)
+    return BOUNDS[plain](r, **parameters) if plain in BOUNDS else None
 
 
 # ---- elementary functions, the same bits everywhere ------------------------------------------------------------------
