@@ -102,7 +102,7 @@ def _underflow(step: Step, flushed: bool) -> str:
 def _why_invalid(step: Step, overflowed: bool) -> str:
     """The reason, where the operands alone do not show it."""
     if step.name == "sum":
-        return ": infinities of both signs"
+        return ": infinities of both signs" if step.operands[0] < 0 else ": an infinity rescaled by 0"
     if step.name != "divide":
         return ""
     if not any(step.operands):

@@ -257,7 +257,7 @@ def evaluate(
 
 # ---- softgauge measure -----------------------------------------------------------------------------------------------
 
-_FAIL_ON = "Exit with 1 at a special mismatch; or also (exceeded) at an element beyond the bound."
+_FAIL_ON = "Exit with 1 at a special mismatch; or also (exceeded) beyond the bound; or also (unbounded) if that tells nothing."
 
 
 @main.command()
@@ -271,7 +271,7 @@ _FAIL_ON = "Exit with 1 at a special mismatch; or also (exceeded) at an element 
 @click.option("--ranks", is_flag=True, help="Count the rank inversions too.")
 @_shown
 @click.option("--json", "as_json", is_flag=True, help="Write every figure as JSON instead of a table.")
-@click.option("--fail-on", type=click.Choice(["mismatch", "exceeded"]), help=_FAIL_ON)
+@click.option("--fail-on", type=click.Choice(["mismatch", "exceeded", "unbounded"]), help=_FAIL_ON)
 def measure(
     as_json: bool,
     fail_on: str | None,
@@ -295,7 +295,10 @@ def measure(
         _write_json(digests | engine.encode(measured))
     else:
         _write(_report_measured(problem, found, measured))
-    if (fail_on and measured.metrics.special_mismatch) or (fail_on == "exceeded" and measured.bound.exceeded):
+    bound, metrics = measured.bound, measured.metrics
+    silent = bound.unjudged > 0 or (metrics.compared > 0 and bound.vacuous == metrics.compared)
+    failures = {"mismatch": metrics.special_mismatch > 0, "exceeded": bound.exceeded > 0, "unbounded": silent}
+    if fail_on and any(failures[name] for name in list(failures)[: list(failures).index(fail_on) + 1]):
         raise click.exceptions.Exit(1)
 
 

@@ -369,3 +369,9 @@ def test_a_product_that_overflows_in_two_passes_is_what_led_to_nan():
     found = faults("softmax/two_pass", [[3e38, 1.0]], fmt=F32)
     assert [(fault.kind, fault.chain) for fault in found if fault.kind in ("overflow", "invalid")][1:] != []
     assert all(0 in fault.chain for fault in found if fault.kind == "invalid")
+
+
+def test_a_sum_rescaled_by_0_after_it_overflowed_is_told_as_that():
+    k = Arithmetic(F32, recorder=(recorder := Recorder()))
+    k.recurrence(np.array([1.0, 1.0, 0.0], np.float32), np.array([3e38, 3e38, 1.0], np.float32))
+    assert "an infinity rescaled by 0" in next(f.detail for f in explain(recorder.steps) if f.kind == "invalid")

@@ -1145,3 +1145,14 @@ def test_rows_are_without_truth_after_params_only():
     assert "1 finite logit became infinite\n" in lines("--logits", "70000,1", "--softcap", "1")
     sums = run("measure", "--op", "logsumexp", "--logits", "nan,1;1,1", "--reduction", "sum", "--output", "nan").stdout
     assert "the truth there is NaN or infinite, as the output must be\n" in sums
+
+
+def test_a_bound_that_tells_nothing_can_stop_a_gate(tmp_path):
+    """All zeros pass the bound of 16-bit sums in order of a long row; that it says nothing need not."""
+    np.save(tmp_path / "x.npy", np.zeros((1, 4000), np.float16))
+    np.save(tmp_path / "p.npy", np.zeros((1, 4000), np.float16))
+    asked = ("measure", "--op", "softmax", "--logits", tmp_path / "x.npy", "--output", tmp_path / "p.npy", "--fail-on")
+    assert [run(*asked, level).exit_code for level in ("mismatch", "exceeded", "unbounded")] == [0, 0, 1]
+    right = ("measure", "--op", "softmax", "--logits", "0,0", "--output", "0.5,0.5", "--fail-on", "unbounded")
+    assert run(*right).exit_code == 0
+    assert run(*right[:6], "0.5,nan", "--fail-on", "unbounded").exit_code == 1
