@@ -113,7 +113,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from math import exp, expm1, inf
 
 import numpy as np
@@ -322,7 +322,7 @@ class Constants:
     of: Declared
 
 
-@cache
+@lru_cache(maxsize=1 << 12)
 def constants(k: Declared, n: int) -> Constants:
     """The constants of a declaration for rows of n logits."""
     fmt, acc, out = FORMATS[k.format], FORMATS[k.accumulator], FORMATS[k.output]
@@ -888,6 +888,11 @@ class Total:
         return np.where(some, b + lost * _exp(more) * self.unit / left + roundings * k.least + 4 * _LEAST, inf)
 
 
+def _logits(r: Rows) -> Array:
+    """All of them, (rows, n)."""
+    return np.concatenate([r.columns(part)[0] for part in r.parts], axis=1)
+
+
 def _off(r: Rows, part: Part, theta: Array) -> Array:
     """p_j expm1(theta_j)."""
     _, d, e = r.columns(part)
@@ -1083,7 +1088,7 @@ class Rescaled:
     def __init__(self, r: Rows, size: int, spread: Some = 0.0) -> None:
         self.r, self.k, self.size = r, r.k, size
         starts = np.arange(0, r.n, size)
-        tops = np.maximum.accumulate(np.maximum.reduceat(r.columns(slice(0, r.n))[0], starts, axis=1), axis=1)
+        tops = np.maximum.accumulate(np.maximum.reduceat(_logits(r), starts, axis=1), axis=1)
         moved = np.diff(tops, axis=1, prepend=tops[:, :1]) > 0
         moved[:, 1:] |= (tops[:, :-1] == -inf) & (tops[:, 1:] > -inf)
         self.tiles, self.moves = len(starts), moved.sum(axis=1, keepdims=True)
@@ -1172,7 +1177,7 @@ def _(r: Rows, tile: float = 128, threshold: float = 4.0) -> Elements:
 def _merged(r: Rows, parts: float) -> Total:
     k, size = r.k, -(-r.n // int(parts))
     starts = np.arange(0, r.n, size)
-    tops = np.maximum.reduceat(r.columns(slice(0, r.n))[0], starts, axis=1)
+    tops = np.maximum.reduceat(_logits(r), starts, axis=1)
     whole, (h, lost) = constants(k.of, len(starts)), _sum_of(r, size)
     h = h + k.u1 + whole.h
     growth = _exp(np.full_like(r.y, h + 2 * (k.v * k.c + k.slip)))
@@ -1211,7 +1216,7 @@ bound("logsumexp/guarded", FORMULAS["logsumexp/shifted"])(BOUNDS["logsumexp/shif
 
 @bound("logsumexp/logaddexp", "(1 + u)^n sum_j (A + u (abs(L_j) + A)), A the most that log1p(exp(-g)) is off by; masked logits: 0")
 def _(r: Rows) -> Elements:
-    k, x = r.k, r.columns(slice(0, r.n))[0]
+    k, x = r.k, _logits(r)
     share, all_off = k.v * k.kappa, k.v * k.c + k.slip
     d = _grown(all_off) + _factor(all_off) * share / (2.718 * (1 - share)) + k.z if share < 1 else inf
     a = d + k.k_log * k.u * (_LN2 + d) + k.z_log + 4 * k.flushed
@@ -1270,7 +1275,7 @@ def _(r: Rows) -> Elements:
 
 def _masked(r: Rows, value: float) -> Elements:
     """Softmax of a row in which a number stands for -inf."""
-    x = r.columns(slice(0, r.n))[0]
+    x = _logits(r)
     of = Rows(np.where(x == -inf, value, x), None, r.k)
     e = Exponentials(of)
     weight = np.count_nonzero(x == -inf, axis=1, keepdims=True) * _exp(value - r.m)
