@@ -916,7 +916,7 @@ def _total(r: Rows, theta: Of, lost: Some, h: Some, low: Some = 0.0, high: Some 
 
 def _underflow(k: Constants) -> float:
     """What n exponentials and their plain sum lose absolutely."""
-    return k.n * (k.z + k.term) + k.total
+    return k.n * (k.z + k.term) + k.total * _factor(k.h)
 
 
 def _distances(r: Rows) -> Of:
@@ -1014,7 +1014,10 @@ def _(r: Rows, start: float = -1e4) -> Elements:
 _LN2 = 0.6931471805599453
 
 
-@bound("softmax/exp2_scaled", f"{_P}; th_i = u abs(d_i) + u abs(x_i) + u (abs(d_i) + G) + c v, G = u abs(m); an fma: no u abs(x_i)")
+@bound(
+    "softmax/exp2_scaled",
+    f"{_P}; th_i = u abs(d_i) + P + u ((1 + u) abs(d_i) + G + P) + c v, G = u (1 + u) abs(m), P = u (1 + u) abs(x_i), 0 for an fma",
+)
 def _(r: Rows) -> Elements:
     k = r.k
     shift = k.u * (1 + k.u) * np.abs(r.m) + 2 * (k.least + k.flushed)
@@ -1059,7 +1062,7 @@ def _storing(r: Rows, name: str, summed: bool) -> Elements:
     def stored(part: Part) -> Array:
         return theta(part) + np.where(r.columns(part)[1] < 0, share, 0.0)
 
-    total = _total(r, stored if summed else theta, k.n * ((z if summed else k.z) + k.term) + k.total, k.h)
+    total = _total(r, stored if summed else theta, k.n * ((z if summed else k.z) + k.term) + k.total * _factor(k.h), k.h)
     return _quotients(total, stored, z)
 
 
@@ -1123,7 +1126,7 @@ class Rescaled:
         most = self.growth * (self.held.max(axis=1, keepdims=True) + lost)
         of_tile = self.growth * (np.minimum(self.held, min(self.size, n) * _exp(self.spread)).max(axis=1, keepdims=True) + lost)
         fits = (most <= acc.largest) & (of_tile <= k.limit) & (k.v * k.kappa <= 1)
-        lost = np.where(fits, self.growth * lost + k.total, inf)
+        lost = np.where(fits, self.growth * (lost + k.total), inf)
         return _total(self.r, theta, lost, h, low, self.spread)
 
     def plain(self) -> Total:
@@ -1185,7 +1188,7 @@ def _merged(r: Rows, parts: float) -> Total:
     plain = size * (k.z + k.term) + lost
     fits = (growth * (held + plain) <= k.limit).all(axis=1, keepdims=True) & (k.v * k.kappa <= 1)
     each = plain + k.z * growth * (held + plain) + k.least + k.term
-    all_lost = np.where(fits, growth * _tree(each) + whole.total, inf)
+    all_lost = np.where(fits, growth * (_tree(each) + whole.total), inf)
     return _total(r, lambda part: _theta(k, -r.columns(part)[1], 2), all_lost, h)
 
 
@@ -1229,7 +1232,11 @@ def _(r: Rows) -> Elements:
     return _per_row(np.abs(r.y), np.where(most + off <= k.largest, off, inf))
 
 
-@bound("softmax/two_pass", f"{_P}; th_i = what x - n log 2 is off by, n = rint(x log2 e), and v (2 c + 1); in eps {_RESCALED}")
+@bound(
+    "softmax/two_pass",
+    f"{_P}; th_i = what x_i - n log 2 is off by, n = rint(x_i log2 e), and 2 c v + u'; in eps R_j c v besides, R_j the maxima after"
+    " j; H with one more rounding for each",
+)
 def _(r: Rows) -> Elements:
     k, fmt = r.k, FORMATS[r.k.of.format]
     low = 2.0 ** -(fmt.precision // 2 + 1)
@@ -1299,8 +1306,9 @@ def _(r: Rows) -> Elements:
 
 @bound("softmax/masked_value", _MASKED)
 def _(r: Rows, mask: float = -1e9) -> Elements:
-    value = _constant(r.k, mask)
-    return _masked(r, value if value > -inf else -r.k.ceiling)
+    k, value = r.k, _constant(r.k, mask)
+    lowest = -k.largest if k.of.saturates and FORMATS[k.of.format].bits == 8 else -inf
+    return _masked(r, value if value > -inf else lowest)
 
 
 # ---- losses and gradients by other ways --------------------------------------------------------------------------------

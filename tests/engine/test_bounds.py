@@ -191,6 +191,7 @@ def test_no_right_implementation_exceeds_its_bound(op, fmt):
     worst = attack(op, fmt, 0, 40, 16)
     assert max(worst.values())[0] <= 1, max(worst.values())
     assert set(worst) == {key for key in BOUNDS if key.split("/")[0] == op}
+    assert fmt != "float32" or min(used for used, _ in worst.values()) > 0.1
 
 
 @pytest.mark.soak
@@ -440,6 +441,69 @@ def test_a_narrower_accumulator_and_output_have_their_part():
     assert narrow.term > 0
     assert constants(replace(plainly, accumulator="float64", flush=True), 10).least > F32.smallest_normal
     assert constants(replace(plainly, format="float8_e5m2", accumulator="float8_e5m2", saturates=True), 3).ceiling == 57344
+
+
+def bound_of(key, logits, fmt=F32, **axes):
+    """The bounds of one row."""
+    k = declared(key, fmt, "sequential", Arithmetic(fmt, axes=Axes(**axes)).axes)
+    return allowed([k], round_array(np.asarray(logits, dtype=float), fmt), None, len(logits))[0]
+
+
+def test_only_what_subtracts_the_maximum_has_a_bound_that_a_shift_leaves_alone():
+    row = np.array([0.0, -1.0, -2.0])
+    assert np.array_equal(bound_of("softmax/shifted", row + 512), bound_of("softmax/shifted", row))
+    assert (bound_of("softmax/subtractive", row + 512) > 20 * bound_of("softmax/subtractive", row)).all()
+    assert (bound_of("softmax/exp2_scaled", row + 512) > 20 * bound_of("softmax/exp2_scaled", row)).all()
+
+
+def test_a_base_that_is_not_the_maximum_has_a_bound_between_its_limits_only():
+    assert (bound_of("softmax/chosen_shift(c=-10)", [98, 0]) < INF).all()
+    assert (bound_of("softmax/chosen_shift(c=-10)", [99, 0]) == INF).all()
+    assert (bound_of("softmax/wrong_shift", [-80, -81]) < 1e-4).all()
+    assert (bound_of("softmax/wrong_shift", [-110, -111]) == INF).all()
+    assert (bound_of("softmax/finite_sentinel(start=-1)", [-110, -111]) == INF).all()
+    assert (bound_of("softmax/finite_sentinel", [-110, -111]) < 1e-4).all()
+
+
+def test_a_rescaling_has_its_part_in_the_bound():
+    up, down = np.arange(100.0) / 50, -np.arange(100.0) / 50
+    assert bound_of("softmax/online", up)[-1] > 1.5 * bound_of("softmax/online", down)[0]
+    assert bound_of("softmax/tiled(tile=1)", up)[-1] > bound_of("softmax/tiled(tile=10)", up)[-1]
+    assert bound_of("softmax/lazy_rescale(tile=10, threshold=20)", up)[-1] > bound_of("softmax/tiled(tile=10)", up)[-1]
+    assert (bound_of("softmax/lazy_rescale(tile=1, threshold=1000)", [0.0, 90.0]) == INF).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "row"),
+    [
+        ("softmax/offset", [0, 0]),
+        ("softmax/offset(offset=20)", [0]),
+        ("softmax/tiled(tile=500)", [0] * 449),
+        ("softmax/split_merge(parts=3)", [0] * 449),
+        ("softmax/two_pass", [448, 0]),
+        ("softmax/exp2_scaled", [448, 0]),
+        ("softmax/lazy_rescale(tile=1, threshold=1000)", [0, 448]),
+    ],
+)
+def test_where_a_step_overflows_a_narrow_format_there_is_no_bound(key, row):
+    assert (bound_of(key, row, FORMATS["float8_e4m3fn"], accumulator="float32") == INF).all()
+
+
+def test_a_number_for_masked_logits_has_what_it_takes_in_its_bound():
+    row = [-1e4, -1e4, -INF]
+    assert (bound_of("softmax/masked_value", row)[:2] < 1e-5).all()
+    assert bound_of("softmax/masked_value(mask=-10000)", row)[2] == pytest.approx(1 / 3, rel=1e-5)
+    assert bound_of("softmax/masked_value(mask=-10000)", row)[0] == pytest.approx(1 / 6, rel=1e-5)
+    assert bound_of("softmax/masked_value", [-1e4, -INF], F16)[1] < 1e-6  # -inf there
+    sharp = bound_of("softmax/masked_value", [-440, -INF], FORMATS["float8_e4m3fn"], overflow="saturate")
+    assert sharp[1] > 1e-4  # -448 there
+
+
+def test_a_stored_format_has_its_roundoff_in_the_bound():
+    row = [0.0, -1.0]
+    assert bound_of("softmax/stored_16_bit(stored=float64)", row) == pytest.approx(bound_of("softmax/shifted", row), rel=1e-12)
+    assert bound_of("softmax/stored_16_bit", row)[1] > 1000 * bound_of("softmax/shifted", row)[1]
+    assert bound_of("softmax/stored_after_sum", row)[0] < 2 * bound_of("softmax/shifted", row)[0]
 
 
 @pytest.mark.parametrize("variant", ["split", "fused"])
