@@ -17,8 +17,11 @@ from service.split import ONE_THREAD, SplitError, split
 ROOT = Path(__file__).parent.parent.parent
 # Four parts are on their way when the first is done.
 PROGRAM = """
+import signal
 import time
 from service.split import split
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background with Ctrl-C ignored
 
 with split(2) as run:
     for _ in run(time.sleep, [0.01, 60, 60, 60, 60]):
