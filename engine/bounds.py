@@ -112,7 +112,8 @@ larger by 2^-40, and by 2^-1074.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from math import exp, expm1, inf
 
@@ -181,6 +182,29 @@ class Declared:
     params: bool = False
 
 
+@dataclass(frozen=True)
+class Tolerance:
+    """What an error may be: abs(c - T) <= max(factor B, absolute + relative abs(T), ulps ulp(T)).
+
+    B: the largest bound by any of the declarations that has one; infinite, so that everything is allowed, where none of them has;
+    0 where nothing is declared. larger: the larger of absolute and relative abs(T), not their sum. outside: whether an error as
+    large as all that is too large.
+    """
+
+    declared: tuple[Declared, ...] = ()
+    factor: float = 1.0
+    absolute: float = 0.0
+    relative: float = 0.0
+    ulps: float = 0.0
+    larger: bool = False
+    outside: bool = False
+
+    @property
+    def unknown(self) -> bool:
+        """Whether params change what is declared, so that there is no bound anywhere."""
+        return any(k.params for k in self.declared)
+
+
 def declared(variant: str, fmt: Format, summation: str, axes: Axes) -> Declared:
     """A built-in variant ("softmax/naive") in an arithmetic whose axes are told in full, as Arithmetic.axes tells them."""
     return Declared(
@@ -213,13 +237,18 @@ def reference(op: str) -> str:
 
 
 def depth(name: str, n: int) -> int:
-    """Additions that a term passes through at most, for the summations whose error is their depth times the unit roundoff."""
+    """Additions that a term passes through at most, for the summations whose error is their depth times the unit roundoff.
+
+    "parallel" is none that runs here, but what a sum by many threads, each with a few terms of its own, stays below.
+    """
     if name in ("sequential", "reverse"):
         return n - 1
     if name == "pairwise":
         return (n - 1).bit_length()
     if name == "warp":
         return -(-n // LANES) - 1 + LANES.bit_length() - 1
+    if name == "parallel":
+        return (n - 1).bit_length() + LANES
     return {"exact": 1, "blocked": _halvings(n), "numpy": _halvings(n)}[name]
 
 
@@ -394,6 +423,12 @@ class Rows:
         self._kept: tuple[Array, Array, Array] | None = None
         if self.kept:
             self._kept = self._columns(slice(0, self.n))
+
+    def under(self, k: Declared) -> Rows:
+        """The same rows under another declaration, with what is known of them."""
+        other = copy(self)
+        other.k = constants(k, self.n)
+        return other
 
     def _columns(self, part: Part) -> tuple[Array, Array, Array]:
         x = widen(self._logits[:, part])
@@ -1418,28 +1453,39 @@ REASONS = {
 
 
 class Allowed:
-    """The bounds of some rows under declarations of one op in one arithmetic, some columns at a time.
+    """The tolerances of some rows for one op, some columns at a time.
 
-    chosen: declarations that differ in their variants alone. logits, extra: as for Rows.
+    chosen: tolerances, the first of which declares something. logits, extra: as for Rows.
     """
 
-    def __init__(self, chosen: Sequence[Declared], logits: Array, extra: Array | None) -> None:
-        self._op = chosen[0].variant.split("/")[0]
-        self._constants = constants(chosen[0], logits.shape[1])
-        self._of = Rows(logits, extra, self._constants)
-        known: dict[str, Elements | None] = {}
+    def __init__(self, chosen: Sequence[Tolerance], logits: Array, extra: Array | None) -> None:
+        self._op = chosen[0].declared[0].variant.split("/")[0]
+        self._factors = [tolerance.factor for tolerance in chosen]
+        first = Rows(logits, extra, constants(chosen[0].declared[0], logits.shape[1]))
+        self._of, self._rows = first, len(logits)
+        arithmetics = {replace(chosen[0].declared[0], variant=""): first}
+        known: dict[Declared, Elements | None] = {}
         with np.errstate(all="ignore"):
-            for k in chosen:
-                if k.variant not in known:
-                    known[k.variant] = None if k.params else _evaluated(k.variant, self._of)
-        self._elements = [known[k.variant] for k in chosen]
+            for k in (k for tolerance in chosen for k in tolerance.declared):
+                if k not in known:
+                    r = arithmetics.setdefault(replace(k, variant=""), first.under(k))
+                    known[k] = None if k.params else _evaluated(k.variant, r)
+        self._elements = [[(known[k], constants(k, first.n)) for k in tolerance.declared] for tolerance in chosen]
 
     def part(self, which: int, start: int, stop: int) -> Array:
-        """Bounds by one of the declarations of the columns from start to stop of the output, (rows, columns) of binary64; infinite:
-        none."""
-        elements, k = self._elements[which], self._constants
+        """factor B of one of the tolerances for the columns from start to stop of the output, (rows, columns) of binary64;
+        infinite: none."""
+        found = [self._bound(elements, k, start, stop) for elements, k in self._elements[which]]
+        if len(found) == 1 and self._factors[which] == 1.0:
+            return found[0]
+        if not found:
+            return np.zeros((self._rows, stop - start))
+        known = np.max([np.where(b < inf, b, -inf) for b in found], axis=0)
+        return np.where(known > -inf, known * self._factors[which], inf)
+
+    def _bound(self, elements: Elements | None, k: Constants, start: int, stop: int) -> Array:
         if elements is None:
-            return np.full((len(self._of.m), stop - start), inf)
+            return np.full((self._rows, stop - start), inf)
         with np.errstate(all="ignore"):
             size, b = elements(slice(start, stop))
             b = (b + k.u_out * (size + b) + k.least_out) * _INFLATION + _LEAST
@@ -1489,11 +1535,16 @@ def _loss(r: Rows) -> Array:
     return r.sum(terms)
 
 
-def allowed(chosen: Sequence[Declared], logits: Array, extra: Array | None, width: int) -> list[Array]:
-    """All bounds of one row of logits, shape (n,), with its targets or grad_output, by each declaration: shape (width,)."""
+def allowed(chosen: Sequence[Tolerance], logits: Array, extra: Array | None, width: int) -> list[Array]:
+    """factor B of each tolerance for one row of logits, shape (n,), with its targets or grad_output: shape (width,) each."""
     found = Allowed(chosen, logits[None], None if extra is None else np.asarray(extra)[None])
     starts = range(0, width, CHUNK)
     return [np.concatenate([found.part(i, s, min(s + CHUNK, width))[0] for s in starts]) for i in range(len(chosen))]
+
+
+def bounded(op: str) -> tuple[str, ...]:
+    """The variants of an op that have a bound, by their plain names."""
+    return tuple(name.removeprefix(f"{op}/") for name in BOUNDS if name.startswith(f"{op}/"))
 
 
 def rule(variant: str, params: bool = False) -> str:

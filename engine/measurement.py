@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from heapq import nlargest
-from math import frexp, inf
+from math import ceil, floor, inf
 
 import numpy as np
 
 from engine import formats
-from engine.bounds import CONDITIONED, Allowed, Declared, allowed, rule, stable
+from engine.bounds import CONDITIONED, Allowed, Tolerance, allowed, rule, stable
 from engine.errors import InvalidProblem, Undecided
 from engine.figures import MAXIMUM_BITS, MEAN_BITS, TIE_BITS, ULP_STEP, Interval, absolute, bin_edge, fix
 from engine.formats import FORMATS
@@ -54,7 +55,7 @@ class Cells:
 
     def __init__(self, output: Array, truth: Truth, compared: list[int], allowances: Allowances | None = None) -> None:
         self.truth = truth
-        self.allowances = allowances or Allowances(truth, stable(truth.op.name, truth.fmt))
+        self.allowances = allowances or Allowances(truth, Tolerance((stable(truth.op.name, truth.fmt),)))
         self.fmt = truth.fmt
         self.output = output
         self.compared = compared
@@ -254,67 +255,100 @@ class Cells:
     # ---- bounds ----
 
     def _over_bound(self, index: int, bits: int, loose: bool) -> Interval:
-        """|c - T| over its bound, which is finite, in units of 2^-(W + precision)."""
-        lo, hi = self.absolute_error(index, bits, loose)
-        man, exp = _integers(self.allowances.declared(index))
-        shift = self.subnormal_exponent + self.fmt.precision - exp
-        num, den = _units(1, man, -shift)
-        return lo * num // den, -(-hi * num // den)
+        """|c - T| over what its own tolerance leaves it, which is not infinite, in units of 2^-(W + precision)."""
+        lo, hi = self._ulp(index, bits, loose)
+        least, most = self._room(index, bits, 0)
+        low, high = Fraction(lo << self.fmt.precision) / most, Fraction(hi << self.fmt.precision) / least
+        return floor(low * 2 ** self.width(bits)), ceil(high * 2 ** self.width(bits))
+
+    def _room(self, index: int, bits: int, which: int) -> tuple[Fraction, Fraction]:
+        """A tolerance, from the least to the most that it may be, in units of 2^-W ulp: T is known to so many bits."""
+        tolerance, bound = self.allowances.chosen[which], self.allowances.bound(index, which)
+        unit = Fraction(2) ** (self.width(bits) - self.ulp_exponent(index))
+        ulps = max(Fraction(bound) * unit, Fraction(tolerance.ulps) * 2 ** self.width(bits))
+        size = self._size(index, bits, True) if tolerance.relative else (0, 0)
+        shares = [Fraction(tolerance.relative) * end for end in size]
+        flat = Fraction(tolerance.absolute) * unit
+        least, most = (max(flat, share) if tolerance.larger else flat + share for share in shares)
+        return max(ulps, least), max(ulps, most)
 
     def exceeds(self, index: int) -> bool:
-        """Whether the error of one compared element is beyond the bound of the op's stable variant."""
-        return self._beyond(index, self.allowances.reference(index), self._ulp)
+        """Whether the error of one compared element is beyond the tolerance by which it is judged."""
+        allowed = self.allowances.chosen[1]
+        return self.allowances.judge(index) < inf and self._beyond(index, self._ulp, 1, allowed.outside)
 
-    def vacuous(self, index: int) -> bool:
-        """Whether the declared bound of one compared element is finite and as large as its truth, which is not 0."""
-        bound = self.allowances.declared(index)
+    def vacuous(self, index: int, which: int = 0) -> bool:
+        """Whether a tolerance of one compared element is as large as its truth, which is not 0, and not for want of a bound."""
         e = self.enclosure(index, self.bits)
-        return bound < inf and not e[0] == e[1] == 0 and not self._beyond(index, bound, self._size)
+        some = self.allowances.bound(index, which) < inf and not e[0] == e[1] == 0
+        return some and not self._beyond(index, self._size, which, False)
+
+    def short(self, index: int) -> bool:
+        """Whether the tolerance by which a compared element is judged is below half an ulp, and its truth not 0."""
+        e = self.enclosure(index, self.bits)
+        some = self.allowances.judge(index) < inf and not e[0] == e[1] == 0
+        return some and self._beyond(index, self._half_ulp, 1, False)
+
+    def _half_ulp(self, _index: int, bits: int, _loose: bool) -> Interval:
+        """In units of 2^-W ulp."""
+        half = 1 << self.width(bits) - 1
+        return half, half
 
     def _size(self, index: int, bits: int, loose: bool) -> Interval:
         """|T| in units of 2^-W ulp."""
         return absolute(*self._truth(index, bits, self.ulp_exponent(index) - self.width(bits), loose))
 
-    def _beyond(self, index: int, bound: float, figure: Callable[[int, int, bool], Interval]) -> bool:
-        """Whether a figure in units of 2^-W ulp is larger than a bound. Within 2^-256 of it, relatively, it counts as equal."""
-        if bound == inf:
-            return False
+    def _beyond(self, index: int, figure: Callable[[int, int, bool], Interval], which: int, outside: bool) -> bool:
+        """Whether a figure in units of 2^-W ulp is larger than a tolerance. Within 2^-256 of it, relatively, it counts as equal,
+        which is beyond where that is outside."""
         bits = self.bits
-        man, exp = _integers(bound)
         while True:
-            num, den = _units(man, 1, self.ulp_exponent(index) - self.width(bits) - exp)
-            lo, hi = (end * den for end in figure(index, bits, True))
-            if hi <= num or lo > num:
-                return lo > num
-            if max(hi - num, num - lo) << TIE_BITS <= num:
+            lo, hi = figure(index, bits, True)
+            least, most = self._room(index, bits, which)
+            if (hi < least) or (hi == least and not outside):
                 return False
-            bits, _ = self.finer(bits, "a comparison with the bound")
+            if lo > most or (lo >= most and outside):
+                return True
+            if (max(hi - least, most - lo)) * 2**TIE_BITS <= most:
+                return outside
+            bits, _ = self.finer(bits, "a comparison with a tolerance")
 
 
-def _integers(value: float) -> tuple[int, int]:
-    """A positive binary64 number as man 2^exp."""
-    fraction, exponent = frexp(value)
-    return int(fraction * 2**53), exponent - 53
+@dataclass(frozen=True)
+class Tolerated:
+    """What the tolerance by which an output is judged says of its compared elements.
+
+    beyond: elements beyond it; first: of them; unjudged: those without a bound; nonzero: those whose truth is not 0; vacuous:
+    those of them whose tolerance is as large as they are; short: whether one of them has a tolerance below half an ulp.
+    """
+
+    beyond: int
+    first: int | None
+    unjudged: int
+    nonzero: int
+    vacuous: int
+    short: bool
 
 
 class Allowances:
-    """The bounds of single elements of an output, by rows: of the declared algorithm, and of the op's stable variant."""
+    """The tolerances of single elements of an output, by rows: that of its own algorithm, and the one by which it is judged."""
 
-    def __init__(self, truth: Truth, declared: Declared, reference: Declared | None = None) -> None:
-        self.chosen = declared, reference or declared
+    def __init__(self, truth: Truth, own: Tolerance, judge: Tolerance | None = None) -> None:
+        self.chosen = own, judge or own
         self._truth = truth
         self._rows: dict[int, list[Array]] = {}
 
-    def declared(self, index: int) -> float:
-        """Of the declared algorithm; infinite: none."""
-        return self._bound(index, 0)
+    def own(self, index: int) -> float:
+        """The bound of the declared algorithm; infinite: none."""
+        return self.bound(index, 0)
 
-    def reference(self, index: int) -> float:
-        """Of the stable variant."""
-        return self._bound(index, 1)
+    def judge(self, index: int) -> float:
+        """The bound in the tolerance by which is judged; infinite: none."""
+        return self.bound(index, 1)
 
-    def _bound(self, index: int, which: int) -> float:
-        if self.chosen[which].params:
+    def bound(self, index: int, which: int) -> float:
+        """The part of a tolerance that is a bound; infinite: none."""
+        if self.chosen[which].unknown:
             return inf
         row, column = divmod(index, self._truth.width)
         if row not in self._rows:
@@ -325,13 +359,13 @@ class Allowances:
 
     def condition(self, row: int) -> float:
         """The condition number of a row; 0 where it has no truth, or none is defined."""
-        if self.chosen[0].params:
+        if self.chosen[0].unknown:
             return 0.0
         return float(Allowed(self.chosen[:1], self._truth.raw_logits[row][None], self._truth.companion([row])).condition()[0])
 
     def told(self, exceeded: int, unjudged: int, unbounded: int, vacuous: int, condition: float) -> Bound:
-        """These figures with the words that go with them."""
-        own, judge = self.chosen
+        """These figures with the words that go with them, where both tolerances are bounds."""
+        own, judge = (tolerance.declared[0] for tolerance in self.chosen)
         u, name = max(FORMATS[k].unit_roundoff for k in (own.format, own.output)), judge.variant.split("/")[1]
         worst = condition if self._truth.op.name in CONDITIONED and not own.params else None
         return Bound(rule(own.variant, own.params), u, name, exceeded, unjudged, unbounded, vacuous, worst)
@@ -351,7 +385,7 @@ class Measurement(Cells):
         if output.dtype != truth.fmt.dtype or output.shape != truth.shape:
             raise InvalidProblem(f"output is {output.dtype} {list(output.shape)}; it must be {truth.fmt.name} {list(truth.shape)}")
         self.truth = truth
-        self.allowances = allowances or Allowances(truth, stable(truth.op.name, truth.fmt))
+        self.allowances = allowances or Allowances(truth, Tolerance((stable(truth.op.name, truth.fmt),)))
         self.fmt = truth.fmt
         self.bits = truth.bits
         self.output = np.ascontiguousarray(output)
@@ -446,23 +480,42 @@ class Measurement(Cells):
 
     @cached_property
     def beyond(self) -> list[int]:
-        """Those beyond the bound of the op's stable variant."""
+        """Those beyond the tolerance by which it is judged."""
         return [i for i in self.bounded if self.exceeds(i)]
 
     def bound(self) -> Bound:
         """What the bounds say of it."""
-        infinite = [(self.allowances.declared(i) == inf, self.allowances.reference(i) == inf) for i in self.bounded]
         return self.allowances.told(
             len(self.beyond),
-            unjudged=sum(judge for _, judge in infinite),
-            unbounded=sum(own for own, _ in infinite),
+            unjudged=self.unjudged,
+            unbounded=sum(self.allowances.own(i) == inf for i in self.bounded),
             vacuous=sum(self.vacuous(i) for i in self.bounded),
-            condition=max(map(self.allowances.condition, range(self.truth.rows))),
+            condition=self.condition(),
         )
+
+    def tolerated(self) -> Tolerated:
+        """What the tolerance by which it is judged says."""
+        return Tolerated(
+            beyond=len(self.beyond),
+            first=self.beyond[0] if self.beyond else None,
+            unjudged=self.unjudged,
+            nonzero=sum(not self.kinds.truth_zero[i] for i in self.compared),
+            vacuous=sum(self.vacuous(i, 1) for i in self.bounded),
+            short=any(self.short(i) for i in self.bounded),
+        )
+
+    @property
+    def unjudged(self) -> int:
+        """Elements that no bound judges."""
+        return sum(self.allowances.judge(i) == inf for i in self.bounded)
+
+    def condition(self) -> float:
+        """The largest condition number of a row."""
+        return max(map(self.allowances.condition, range(self.truth.rows)))
 
     def error_over_bound(self) -> float | None:
         """The largest error over its bound; None where no element has a bound."""
-        chosen = [i for i in self.bounded if self.allowances.declared(i) < inf]
+        chosen = [i for i in self.bounded if self.allowances.own(i) < inf]
         return self.largest("bound", chosen)[0] if chosen else None
 
     def row_slice(self, row: int) -> range:

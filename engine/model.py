@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
@@ -261,6 +261,75 @@ class Measured:
     worst: tuple[Worst, ...]
     bound: Bound
     certificate: Certificate
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A policy (engine.policies) with its parameters."""
+
+    policy: str = "bound"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One reason for a verdict, or what is worth knowing beside it, in a sentence.
+
+    kind: one of engine.verdict's. row, index: where, in the output as it was posted; count: elements or rows that it is true of.
+    variants: the built-in ones whose own output is, or nearly is, what was posted, each with its arithmetic.
+    """
+
+    kind: str
+    detail: str
+    row: int | None = None
+    index: tuple[int, ...] | None = None
+    count: int | None = None
+    variants: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What a gate makes of broken outputs (engine.mutants), by name. equivalent: as good as the truth here, and not counted."""
+
+    caught: tuple[str, ...]
+    missed: tuple[str, ...]
+    equivalent: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Gated:
+    """A gate as it was applied. rule: in words; vacuous_fraction: share of the elements whose truth is not 0 that have a tolerance
+    as large as they are; None where every truth is 0."""
+
+    policy: str
+    parameters: Mapping[str, Any]
+    rule: str
+    self_test: SelfTest
+    vacuous_fraction: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """An output made elsewhere, judged. format: the output's; digests: of the tensors as they were posted; reference: figures of
+    the reference against the same truth, where one was posted; truth: correctly rounded, where it was asked for."""
+
+    verdict: str
+    op: str
+    rows: int
+    n: int
+    logits_dtype: str
+    format: str
+    findings: tuple[Finding, ...]
+    metrics: Metrics
+    worst: tuple[Worst, ...]
+    bound: Bound
+    gate: Gated
+    nonfinite: str
+    certificate: Certificate
+    digests: Mapping[str, str]
+    engine: Engine
+    reference: Metrics | None = None
+    truth: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)

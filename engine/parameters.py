@@ -76,4 +76,24 @@ class FormatName:
             raise InvalidProblem(f"{name}: {miss}") from None
 
 
-Parameter = Number | Integer | FormatName
+@dataclass(frozen=True)
+class Choice:
+    """A parameter that is one of some names; of any, if none are told (whoever uses it looks it up)."""
+
+    default: str
+    choices: tuple[str, ...] = ()
+    type: str = "name"
+
+    @property
+    def range(self) -> str:
+        """What is allowed, in words."""
+        return f"one of {', '.join(self.choices)}" if self.choices else "a name"
+
+    def check(self, name: str, value: object) -> str:
+        """The name, or InvalidProblem."""
+        if not isinstance(value, str) or (self.choices and value not in self.choices):
+            raise InvalidProblem(f"{name} is {quoted(value)}; it is {self.range}")
+        return value
+
+
+Parameter = Number | Integer | FormatName | Choice

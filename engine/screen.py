@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from engine import formats, ops
-from engine.bounds import Allowed, Declared
+from engine.bounds import Allowed, Tolerance
 from engine.figures import MAXIMUM_BITS, MEAN_BITS, bin_numbers, edge, edges_of, fixed
 from engine.formats import Format
 from engine.model import Array
@@ -157,6 +157,8 @@ class Partial:
     open_defects: list[int] = field(default_factory=list)
     open_bounds: list[int] = field(default_factory=list)
     open_sizes: list[int] = field(default_factory=list)
+    open_voids: list[int] = field(default_factory=list)
+    open_shorts: list[int] = field(default_factory=list)
     apart_rows: list[int] = field(default_factory=list)
     undecided_argmax: list[int] = field(default_factory=list)
     mismatch: list[int] = field(default_factory=list)
@@ -212,7 +214,7 @@ def _grown(a: Array, b: Array) -> Array:
 
 
 _LISTS = (
-    "open_elements", "far_rows", "split", "open_defects", "open_bounds", "open_sizes", "apart_rows", "undecided_argmax", "mismatch",
+    "open_elements", "far_rows", "split", "open_defects", "open_bounds", "open_sizes", "open_voids", "open_shorts", "apart_rows", "undecided_argmax", "mismatch",
 )  # fmt: skip
 
 
@@ -221,7 +223,7 @@ class Work:
     """Some rows of an output to be measured. logits: (rows, n); extra: targets or grad_output of these rows, or None.
 
     output: (rows, width), of the format; rows: their numbers, ascending; keep: how many of the largest ULP errors are wanted;
-    chosen: the declared algorithm and the op's stable variant, whose bounds are compared with the errors;
+    chosen: the tolerance of the declared algorithm and the one by which it is judged; gated: whether the latter is looked at itself;
     ambiguity: ULPs within which nothing is taken as decided, if more than the tier's own; only: flat indices of the whole output
     of the elements that are looked at, ascending, if not all.
     """
@@ -234,16 +236,17 @@ class Work:
     output: Array
     rows: Array
     keep: int
-    chosen: tuple[Declared, Declared]
+    chosen: tuple[Tolerance, Tolerance]
     ambiguity: float = 0.0
     only: Array | None = None
+    gated: bool = False
 
     def of(self, rows: Array, tier: Tier, ambiguity: float, only: Array | None = None) -> Work:
         """Some of the rows, by their numbers, at another tier."""
         at = np.searchsorted(self.rows, rows)
         extra = None if self.extra is None else self.extra[at]
         return Work(
-            self.op, self.format, tier, self.logits[at], extra, self.output[at], rows, self.keep, self.chosen, ambiguity, only
+            self.op, self.format, tier, self.logits[at], extra, self.output[at], rows, self.keep, self.chosen, ambiguity, only, self.gated
         )  # fmt: skip
 
 
@@ -1124,10 +1127,15 @@ class _Rows:
         """The bounds of these rows."""
         return Allowed(self.screen.work.chosen, self.block.logits, self.block.extra)
 
-    def _bounds(self, which: int, part: Part) -> Array:
-        """In the block's layout, times 2^up."""
+    def _bounds(self, which: int, cell: _Cells) -> Array:
+        """A tolerance, in the block's layout, times 2^up; infinite where there is none."""
+        tolerance, part = self.screen.work.chosen[which], cell.part
         found = np.ascontiguousarray(self.block.laid(self.allowed.part(which, part.start, part.stop)))
-        return found if self.up == 1 else found * self.up
+        found = found if self.up == 1 else found * self.up
+        if tolerance.absolute or tolerance.relative:
+            absolute, share = tolerance.absolute * self.up, tolerance.relative * cell.a
+            found = np.maximum(found, np.maximum(absolute, share) if tolerance.larger else absolute + share)
+        return np.maximum(found, tolerance.ulps / cell.inverse) if tolerance.ulps else found
 
     def _out(self, cell: _Cells, mask: Array) -> Array:
         """A mask without what has been taken out."""
@@ -1135,8 +1143,8 @@ class _Rows:
         return mask
 
     def _beyond(self, cell: _Cells) -> None:
-        """Elements beyond the bound of the op's stable variant, and zeros inside it; what is too close to it is left open."""
-        tolerance, value = self._bounds(1, cell.part), np.abs(cell.r)
+        """Elements beyond the tolerance by which is judged, and zeros inside it; what is too close to it is left open."""
+        tolerance, value = self._bounds(1, cell), np.abs(cell.r)
         cell.judge = tolerance
         if not float(tolerance.max()) < inf:
             self.p.counts["unjudged"] += int(np.count_nonzero(self._out(cell, tolerance == inf)))
@@ -1144,12 +1152,15 @@ class _Rows:
         unsure_at = at = np.flatnonzero(over)
         if at.size:
             flat, limit = value.reshape(-1)[at], tolerance.reshape(-1)[at]
-            unsure = flat - limit <= 2.0**-30 * limit + 1.1 * self._doubt(cell, at) + flat * 2.0**-40
+            near = (1.1 + 1.1 * self.screen.work.chosen[1].relative) * self._doubt(cell, at)
+            unsure = flat - limit <= 2.0**-30 * limit + near + flat * 2.0**-40
             unsure_at = at[unsure]
             self.p.open_bounds += cell.place(unsure_at).tolist()
             over.reshape(-1)[unsure_at] = False
             sure = at[~unsure]
             self.p.counts["beyond"] += sure.size
+            if sure.size:
+                self.p.mark("beyond", int(cell.place(sure).min()))
             if cell.zero is not None:
                 lost = cell.zero.reshape(-1)[sure] & (cell.rounded.reshape(-1)[sure] >= self.low_binade)
                 self.p.counts["lost"] += int(lost.sum())
@@ -1162,27 +1173,49 @@ class _Rows:
                 self.p.mark("absorbed", int(cell.place(found).min()))
 
     def _vacuous(self, cell: _Cells) -> None:
-        """Elements without a bound of the declared algorithm, and those whose bound is as large as they are."""
+        """Elements without a bound of the declared algorithm, and those whose tolerance is as large as they are."""
         alike = self.screen.work.chosen[0] == self.screen.work.chosen[1]
-        own = cell.own = cell.judge if alike else self._bounds(0, cell.part)
+        own = cell.own = cell.judge if alike else self._bounds(0, cell)
         counts = self.p.counts
         counts["bounded"] += own.size - cell.odd.size - cell.open.size
         if not float(own.max()) < inf:
             unbounded = int(np.count_nonzero(self._out(cell, own == inf)))
             counts["unbounded"] += unbounded
             counts["bounded"] -= unbounded
-        wide = own >= cell.a * (1 - 2.0**-20)
-        if not float(own.max()) < inf:
-            wide &= own < inf
+        counts["vacuous"] += self._void(cell, own, 0.0, self.p.open_sizes)
+        if self.screen.work.gated:
+            counts["void"] += self._void(cell, cell.judge, self.screen.work.chosen[1].relative, self.p.open_voids)
+            counts["null"] += int(np.count_nonzero(self._out(cell, cell.gone.copy()))) if cell.gone is not None else 0
+            self._short(cell)
+
+    def _void(self, cell: _Cells, tolerance: Array, relative: float, unknown: list[int]) -> int:
+        """How many elements, not 0, have a tolerance as large as they are, and not for want of a bound."""
+        wide = tolerance >= cell.a * (1 - 2.0**-20)
+        if not float(tolerance.max()) < inf:
+            wide &= tolerance < inf
         wide = self._out(cell, wide)
         if cell.gone is not None:
             wide &= ~cell.gone
         at = np.flatnonzero(wide)
-        if at.size:
-            size, bound = cell.a.reshape(-1)[at], own.reshape(-1)[at]
-            unsure = np.abs(bound - size) <= self._radius(cell, at) + size * 2.0**-40
-            self.p.open_sizes += cell.place(at[unsure]).tolist()
-            counts["vacuous"] += int(np.count_nonzero(bound[~unsure] > size[~unsure]))
+        size, bound = cell.a.reshape(-1)[at], tolerance.reshape(-1)[at]
+        unsure = np.abs(bound - size) <= (1 + relative) * self._radius(cell, at) + (size + bound) * 2.0**-40
+        unknown += cell.place(at[unsure]).tolist()
+        return int(np.count_nonzero(bound[~unsure] > size[~unsure]))
+
+    def _short(self, cell: _Cells) -> None:
+        """Whether a tolerance is below half an ulp where the truth is not 0."""
+        tolerance = self.screen.work.chosen[1]
+        if tolerance.ulps >= 0.5 or "short" in self.p.first:
+            return
+        small = self._out(cell, cell.judge * cell.inverse <= 0.5 * (1 + 2.0**-30))
+        if cell.gone is not None:
+            small &= ~cell.gone
+        at = np.flatnonzero(small)
+        sure = cell.judge.reshape(-1)[at] * cell.inverse.reshape(-1)[at] < 0.5 * (1 - 2.0**-30)
+        if sure.any():
+            self.p.mark("short", int(cell.place(at[sure]).min()))
+        else:
+            self.p.open_shorts += cell.place(at).tolist()
 
     def _rank(self, cell: _Cells) -> None:
         """Candidates for the maxima: every element but what is open, odd, or known to be exact."""

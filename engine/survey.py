@@ -32,7 +32,7 @@ from engine.figures import (
     fixed,
     significant,
 )  # fmt: skip
-from engine.measurement import Allowances, Cells, Measurement
+from engine.measurement import Allowances, Cells, Measurement, Tolerated
 from engine.model import Array, Bound, Certificate, Metrics, RowFigure, Worst
 from engine.screen import FIRST_BIN, Partial, Work, exponential_sum, screen, total_of
 from engine.truth import FAST_BITS, Truth, enclosures, fast, hull, outward
@@ -54,7 +54,7 @@ class Survey:
 
     output: array of truth.fmt, shape truth.shape. keep: how many of the worst elements are wanted. map: how the parts are
     run. ambiguity: ULPs within which the fast tiers decide nothing, to force what hardly ever happens. allowances: as for
-    Measurement.
+    Measurement. gated: whether `tolerated` will be asked for.
     """
 
     def __init__(
@@ -65,13 +65,14 @@ class Survey:
         map: Map = map,
         ambiguity: float = 0.0,
         allowances: Allowances | None = None,
+        gated: bool = False,
     ) -> None:
         self.truth, self.fmt, self.op = truth, truth.fmt, truth.op
         self.output = np.ascontiguousarray(output)
         self._flat = self.output.reshape(truth.rows, truth.width)
-        chosen = allowances.chosen if allowances else (bounds.stable(truth.op.name, truth.fmt),)
+        chosen = allowances.chosen if allowances else (bounds.Tolerance((bounds.stable(truth.op.name, truth.fmt),)),)
         self.allowances = Allowances(truth, *chosen)
-        self._keep, self._map, self._ambiguity = keep, map, ambiguity
+        self._keep, self._map, self._ambiguity, self.gated = keep, map, ambiguity, gated
         truth.ambiguity = ambiguity
         self._exact: Measurement | None = None
         self._take(fast.TIERS.index(fast.first_tier(truth.fmt.precision)))
@@ -83,6 +84,7 @@ class Survey:
         return Work(
             self.op.name, self.fmt.name, fast.TIERS[level], truth.raw_logits[rows], truth.companion(rows), self._flat[rows],
             np.arange(first, first + len(self._flat[rows])), max(1, self._keep), self.allowances.chosen, self._ambiguity,
+            gated=self.gated,
         )  # fmt: skip
 
     def _take(self, level: int) -> None:
@@ -102,6 +104,10 @@ class Survey:
             self._judge(members)
         for members in self._classes(sorted(set(p.open_sizes))):
             p.counts["vacuous"] += len(members) * self.cells.vacuous(members[0])
+        for members in self._classes(sorted(set(p.open_voids))):
+            p.counts["void"] += len(members) * self.cells.vacuous(members[0], 1)
+        for members in self._classes(sorted(set(p.open_shorts))):
+            self._short(members)
         self._alone = _Far(self, sorted(p.open_rows)) if p.open_rows and self.op.name in ("softmax", "log_softmax") else None
         self.far = _Far(self, p.far_rows) if p.far_rows else None
         if self.far:
@@ -162,6 +168,8 @@ class Survey:
         beyond = self.cells.exceeds(index)
         zero = self.cells.ordinal(index) == 0 and self.cells.normal(index)
         counts["beyond"] += count * beyond
+        if beyond:
+            self.partial.mark("beyond", index)
         counts["lost"] += count * (beyond and zero)
         if zero and not beyond:
             counts["absorbed"] += count
@@ -170,10 +178,19 @@ class Survey:
     def _allow(self, members: list[int]) -> None:
         """What the bounds of elements of one class are."""
         index, count, counts = members[0], len(members), self.partial.counts
-        none = self.allowances.declared(index) == inf
+        none = self.allowances.own(index) == inf
         counts["unbounded" if none else "bounded"] += count
-        counts["unjudged"] += count * (self.allowances.reference(index) == inf)
+        counts["unjudged"] += count * (self.allowances.judge(index) == inf)
         counts["vacuous"] += count * self.cells.vacuous(index)
+        if self.gated:
+            counts["null"] += count * (self.truth.decided(index)[1] is None)
+            counts["void"] += count * self.cells.vacuous(index, 1)
+            self._short(members)
+
+    def _short(self, members: list[int]) -> None:
+        """Whether the tolerance of elements of one class is below half an ulp."""
+        if self.cells.short(members[0]):
+            self.partial.mark("short", members[0])
 
     # ---- figures ----
 
@@ -327,7 +344,7 @@ class Survey:
         """The largest error over its bound to 40 bits."""
         told, chosen = self._told("bound")
         limit = self.fmt.infinity_ordinal
-        known = [i for i in chosen if self.allowances.declared(i) < inf and abs(self.cells.ordinal(i)) < limit]
+        known = [i for i in chosen if self.allowances.own(i) < inf and abs(self.cells.ordinal(i)) < limit]
         found = [self.cells.largest("bound", known)[0]] if known else []
         return max([*found, *(value for value, _ in told)], default=0.0)
 
@@ -430,6 +447,14 @@ class Survey:
         return int(count)
 
     # ---- verdict and proof ----
+
+    def tolerated(self) -> Tolerated:
+        """What the tolerance by which it is judged says, of an output that was surveyed as gated."""
+        counts, first = self.partial.counts, self.partial.first
+        beyond, nonzero = counts["beyond"], counts["compared"] - counts["null"]
+        return Tolerated(
+            beyond, first["beyond"] if beyond else None, counts["unjudged"], nonzero, counts["void"], "short" in first
+        )  # fmt: skip
 
     def bound(self) -> Bound:
         """What the bounds say of it."""
@@ -537,7 +562,7 @@ class _Far:
             return [self.whole(index) for index in m.ranked(32)]
         chosen = [i for i in m.compared if name != "normal" or m.normal(i)]
         if name == "bound":
-            chosen = [i for i in m.bounded if m.allowances.declared(i) < inf]
+            chosen = [i for i in m.bounded if m.allowances.own(i) < inf]
         return [self.whole(m.largest("rel" if name == "normal" else name, chosen)[1])] if chosen else []
 
     def fold(self, survey: Survey) -> None:
@@ -561,12 +586,19 @@ class _Far:
         zeros = [i for i in m.compared if m.got[i] == 0 and m.normal(i)]
         p.counts.update(beyond=len(beyond), unjudged=said.unjudged, unbounded=said.unbounded, vacuous=said.vacuous)
         p.counts["bounded"] += len(m.bounded) - said.unbounded
+        if beyond:
+            p.mark("beyond", self.whole(m.beyond[0]))
         p.counts["lost"] += sum(i in beyond for i in zeros)
         inside = [self.whole(i) for i in zeros if i not in beyond]
         p.counts["absorbed"] += len(inside)
         if inside:
             p.mark("absorbed", min(inside))
         p.mismatch += [self.whole(i) for i in np.flatnonzero(m.kinds.mismatch).tolist()]
+        if survey.gated:
+            told = m.tolerated()
+            p.counts.update(null=len(m.compared) - told.nonzero, void=told.vacuous)
+            if told.short:
+                p.mark("short", self.whole(m.compared[0]))
 
 
 def _bits(key: Array) -> Array:

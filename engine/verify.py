@@ -14,6 +14,7 @@ import numpy as np
 from engine import bounds, formats, ops
 from engine import params as around
 from engine.arithmetic import PLAIN, Arithmetic
+from engine.bounds import Tolerance
 from engine.errors import InvalidProblem, UnknownName, quoted
 from engine.faults import explain
 from engine.formats import FORMATS, IEEE, Format
@@ -115,7 +116,8 @@ def measure(
     if output.shape != truth.shape:
         mean = "; a number for each row, not their mean (reduction none)" if truth.op.output == "rows" and output.size == 1 else ""
         raise InvalidProblem(f"output has shape {list(output.shape)}; for these logits it must be {list(truth.shape)}{mean}")
-    allowances = Allowances(truth, replace(bounds.stable(problem.op, truth.fmt), params=_changes_much(problem, truth)))
+    declared = replace(bounds.stable(problem.op, truth.fmt), params=_changes_much(problem, truth))
+    allowances = Allowances(truth, Tolerance((declared,)))
     judged = _judge(output, truth, allowances, ranks="ranks" in include, count=worst, map=map, audit=audit)
     return Measured(
         op=problem.op,
@@ -322,7 +324,8 @@ def _outcome(
     if stored.params is not NO_PARAMS:
         same = truth.problem if truth.problem.params is NO_PARAMS else None
         own = replace(own, params=not around.unchanged(ran, stored, same))
-    judged = judge(output, truth, Allowances(truth, own, replace(own, variant=bounds.reference(variant.op))))
+    reference = replace(own, variant=bounds.reference(variant.op))
+    judged = judge(output, truth, Allowances(truth, Tolerance((own,)), Tolerance((reference,))))
     return Outcome(
         variant=variant.name,
         format=k.fmt.name,
@@ -346,7 +349,7 @@ def _judge(output: Array, truth: Truth, allowances: Allowances, *, ranks: bool, 
     An output finer than the arithmetic goes to the exact path.
     """
     size = truth.rows * max(truth.width, truth.raw_logits.shape[1])
-    coarser = FORMATS[allowances.chosen[0].format].precision < truth.fmt.precision
+    coarser = FORMATS[allowances.chosen[0].declared[0].format].precision < truth.fmt.precision
     if coarser or truth.problem.params is not NO_PARAMS or not _is_fast(truth.op.name, truth.fmt, size):
         return _exactly(output, truth, ranks, count, allowances)
     fresh = Truth(truth.problem, truth.fmt)

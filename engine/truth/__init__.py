@@ -50,6 +50,7 @@ __all__ = [
     "hexadecimal",
     "hull",
     "log_enclosure",
+    "nearly",
     "outward",
     "special_name",
 ]
@@ -349,6 +350,36 @@ def _enclosures_of(
                     if part.masked is None or not part.masked[at]:
                         low = 0.0 if part.lo is None else float(part.lo[at])
                         yield row * truth.width + column, _interval(float(part.hi[at]), low, float(radius[at]), up)
+
+
+def nearly(truth: Truth, rows: range) -> Array:
+    """T of some rows, (rows, width), to about 2^-50 of itself: no truth, but what is like one. NaN or infinite where T is."""
+    logits, companion = truth.raw_logits[rows.start : rows.stop], truth.companion(slice(rows.start, rows.stop))
+    found = np.empty((len(rows), truth.width))
+    plain = not isinstance(truth, Parametrised)
+    quick = fast.within(truth.op.name, logits, companion) if plain else np.zeros(len(rows), bool)
+    step = max(1, fast.CHUNK // max(logits.shape[1], truth.width))
+    chosen = np.flatnonzero(quick)
+    for some in (chosen[start : start + step] for start in range(0, chosen.size, step)):
+        extra = None if companion is None else companion[some]
+        block = fast.Block(truth.op.name, fast.TIERS[1], 0, logits[some], extra, fast.Buffers())
+        block.prepare()
+        for part in block.parts():
+            found[some, part.start : part.stop] = part.hi.T if block.axis == 0 else part.hi
+    for row in np.flatnonzero(~quick).tolist():
+        found[row] = [e if isinstance(e, float) else _middle(e) for e in truth.row(rows.start + row, truth.bits)]
+    return found
+
+
+def _middle(e: tuple[int, int, int]) -> float:
+    """Of an enclosure, in binary64."""
+    lo, hi, exp = hull(e)
+    man = lo + hi
+    drop = max(man.bit_length() - 64, 0)
+    try:
+        return ldexp(man >> drop, exp + drop - 1)
+    except OverflowError:
+        return float("inf") if man > 0 else float("-inf")
 
 
 def _interval(hi: float, lo: float, radius: float, up: int) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ import pytest
 
 from engine import Problem, bounds, evaluate, measure, survey
 from engine.arithmetic import Arithmetic
-from engine.bounds import BOUNDS, Allowed, allowed, constants, declared, rule, stable, summing
+from engine.bounds import BOUNDS, Allowed, Tolerance, allowed, constants, declared, rule, stable, summing
 from engine.errors import InvalidProblem
 from engine.formats import FORMATS, from_ordinals, round_array, widen
 from engine.measurement import Allowances, Measurement
@@ -37,7 +37,7 @@ def run(key, fmt, logits, extra=None, summation="numpy", axes=Axes()):  # noqa: 
     output = k.deliver(variant.run(x, *tensors.values(), k))
     truth = Truth(Problem(variant.op, x, **tensors), k.output_format)
     own = declared(variant.key, k.fmt, summation, k.axes)
-    return output, truth, Allowances(truth, own, replace(own, variant=bounds.reference(variant.op)))
+    return output, truth, Allowances(truth, Tolerance((own,)), Tolerance((replace(own, variant=bounds.reference(variant.op)),)))
 
 
 def exactly(*given, **how):
@@ -151,7 +151,7 @@ class _Known:
         k, variant = Arithmetic(FORMATS[fmt], summation, axes=axes), find(*key.split("/", 1))
         output = k.deliver(variant.run(x, k=k) if extra is None else variant.run(x, extra, k))
         c = widen(output.reshape(len(x), -1))
-        b = Allowed([declared(variant.key, k.fmt, summation, k.axes)], x, extra).part(0, 0, c.shape[1])
+        b = Allowed([Tolerance((declared(variant.key, k.fmt, summation, k.axes),))], x, extra).part(0, 0, c.shape[1])
         hi, lo, radius = (values[:rows] for values in self.truth)
         with np.errstate(all="ignore"):
             off = np.abs((c * 2.0**fast.UP - hi) - lo)
@@ -221,7 +221,7 @@ def test_every_variant_with_a_bound_is_in_the_catalogue_and_the_others_say_so():
     assert rule("softmax/tiled(tile=16)") == rule("softmax/tiled") == bounds.FORMULAS["softmax/tiled"]
     assert rule("softmax/unheard_of") == "no bound is known"
     k = replace(stable("softmax", F32), variant="softmax/unheard_of")
-    assert np.isinf(allowed([k], np.zeros(3), None, 3)).all()
+    assert np.isinf(allowed([Tolerance((k,))], np.zeros(3), None, 3)).all()
 
 
 # ---- formulas that are no bounds -------------------------------------------------------------------------------------
@@ -313,8 +313,8 @@ def test_bounds_do_not_depend_on_what_is_computed_together():
     g = rng.standard_normal(x.shape)
     for key, extra in (("softmax_vjp/shifted", g), ("log_softmax/log1p", None)):
         k = declared(key, F32, "numpy", Arithmetic(F32).axes)
-        whole = Allowed([k], x, extra).part(0, 100, bounds.CHUNK + 5)
-        alone = [allowed([k], row, None if extra is None else extra[i], row.size)[0] for i, row in enumerate(x)]
+        whole = Allowed([Tolerance((k,))], x, extra).part(0, 100, bounds.CHUNK + 5)
+        alone = [allowed([Tolerance((k,))], row, None if extra is None else extra[i], row.size)[0] for i, row in enumerate(x)]
         assert np.array_equal(whole, np.array(alone)[:, 100:])
 
 
@@ -330,7 +330,7 @@ def test_a_bound_beside_the_truth_is_decided_by_a_finer_tier(monkeypatch, beside
 def test_bounds_are_kept_for_a_while_only(monkeypatch):
     monkeypatch.setattr("engine.measurement.KEPT", 3)
     _, _, allowances = run("softmax/shifted", "float32", np.arange(12.0).reshape(6, 2))
-    whole = [allowances.declared(i) for i in range(12)]
+    whole = [allowances.own(i) for i in range(12)]
     assert len(allowances._rows) < 4
     assert whole[:2] * 6 == whole  # the rows differ by a shift
 
@@ -383,12 +383,14 @@ def test_an_ill_conditioned_problem_is_told_from_a_bad_algorithm():
 def test_condition_numbers(op, extra, wanted):
     if op == "cross_entropy_grad":  # 2 x_max p (1 - p) / max |g|, |g| = p_0
         wanted = 2 * 3 * math.exp(-2) / (1 + math.exp(-2)) ** 2 * (1 + math.exp(-2))
-    found = Allowed([stable(op, F64)], np.array([[3.0, 1.0]]), extra).condition()
+    found = Allowed([Tolerance((stable(op, F64),))], np.array([[3.0, 1.0]]), extra).condition()
     assert found[0] == pytest.approx(wanted, rel=1e-12)
 
 
 def test_a_row_without_truth_has_no_condition():
-    found = Allowed([stable("softmax", F64)], np.array([[NAN, 1.0], [INF, 0], [-INF, -INF], [1.0, 0.0]]), None).condition()
+    found = Allowed(
+        [Tolerance((stable("softmax", F64),))], np.array([[NAN, 1.0], [INF, 0], [-INF, -INF], [1.0, 0.0]]), None
+    ).condition()
     assert found[:3].tolist() == [0, 0, 0]
     assert found[3] > 0
 
@@ -446,7 +448,7 @@ def test_a_narrower_accumulator_and_output_have_their_part():
 def bound_of(key, logits, fmt=F32, **axes):
     """The bounds of one row."""
     k = declared(key, fmt, "sequential", Arithmetic(fmt, axes=Axes(**axes)).axes)
-    return allowed([k], round_array(np.asarray(logits, dtype=float), fmt), None, len(logits))[0]
+    return allowed([Tolerance((k,))], round_array(np.asarray(logits, dtype=float), fmt), None, len(logits))[0]
 
 
 def test_only_what_subtracts_the_maximum_has_a_bound_that_a_shift_leaves_alone():
@@ -556,7 +558,7 @@ def test_the_figure_is_the_largest_error_over_its_bound():
         for i, c in enumerate(widen(output).reshape(-1).tolist()):
             lo, hi, exp = hull(truth.row(i // 5, 200)[i % 5])
             middle = Fraction(lo + hi, 2) * Fraction(2) ** exp
-            parts.append(abs(Fraction(c) - middle) / Fraction(allowances.declared(i)))
+            parts.append(abs(Fraction(c) - middle) / Fraction(allowances.own(i)))
         assert Measurement(output, truth, allowances).error_over_bound() == pytest.approx(float(max(parts)), rel=1e-11)
 
 
@@ -567,7 +569,7 @@ def test_gaps_that_binary64_may_not_hold_have_no_bound(variant):
     targets = [np.array([1])] if variant.startswith("cross") else []
     output, truth, allowances = run(variant, "float64", x, *targets)
     measured = Measurement(output, truth, allowances)
-    found = [allowances.declared(i) for i in range(truth.width)]
+    found = [allowances.own(i) for i in range(truth.width)]
     assert (found if targets else found[1:2]) == [INF]
     over = measured.error_over_bound()
     assert over is None or over <= 1

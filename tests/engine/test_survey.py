@@ -363,7 +363,7 @@ def test_the_largest_error_inside_the_bound_is_inside(fmt):
     masked = Problem("cross_entropy_grad", np.array([[0, 1, -INF]] * 9).astype(form.dtype), np.array([[0, 0, 1.5]] * 9))
     for problem, column, step in ((single, 0, form.unit_roundoff), (masked, 2, 2 * form.unit_roundoff)):
         truth = Truth(problem, form)
-        bound = Measurement(truth.rounded(), truth).allowances.reference(column)
+        bound = Measurement(truth.rounded(), truth).allowances.judge(column)
         least = math.floor(bound / step)
         for steps, status in ((least, "accurate"), (least + 1, "inaccurate")):
             output = truth.rounded()
