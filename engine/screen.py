@@ -214,7 +214,8 @@ def _grown(a: Array, b: Array) -> Array:
 
 
 _LISTS = (
-    "open_elements", "far_rows", "split", "open_defects", "open_bounds", "open_sizes", "open_voids", "open_shorts", "apart_rows", "undecided_argmax", "mismatch",
+    "open_elements", "far_rows", "split", "open_defects", "open_bounds", "open_sizes", "open_voids", "open_shorts", "apart_rows",
+    "undecided_argmax", "mismatch",
 )  # fmt: skip
 
 
@@ -223,7 +224,7 @@ class Work:
     """Some rows of an output to be measured. logits: (rows, n); extra: targets or grad_output of these rows, or None.
 
     output: (rows, width), of the format; rows: their numbers, ascending; keep: how many of the largest ULP errors are wanted;
-    chosen: the tolerance of the declared algorithm and the one by which it is judged; gated: whether the latter is looked at itself;
+    chosen: the tolerance of the declared algorithm, and that by which it is judged; gated: whether the latter is looked at too;
     ambiguity: ULPs within which nothing is taken as decided, if more than the tier's own; only: flat indices of the whole output
     of the elements that are looked at, ascending, if not all.
     """
@@ -246,7 +247,8 @@ class Work:
         at = np.searchsorted(self.rows, rows)
         extra = None if self.extra is None else self.extra[at]
         return Work(
-            self.op, self.format, tier, self.logits[at], extra, self.output[at], rows, self.keep, self.chosen, ambiguity, only, self.gated
+            self.op, self.format, tier, self.logits[at], extra, self.output[at], rows, self.keep, self.chosen, ambiguity, only,
+            self.gated,
         )  # fmt: skip
 
 

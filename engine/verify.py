@@ -116,7 +116,7 @@ def measure(
     if output.shape != truth.shape:
         mean = "; a number for each row, not their mean (reduction none)" if truth.op.output == "rows" and output.size == 1 else ""
         raise InvalidProblem(f"output has shape {list(output.shape)}; for these logits it must be {list(truth.shape)}{mean}")
-    declared = replace(bounds.stable(problem.op, truth.fmt), params=_changes_much(problem, truth))
+    declared = replace(bounds.stable(problem.op, truth.fmt), params=changes_much(problem, truth))
     allowances = Allowances(truth, Tolerance((declared,)))
     judged = _judge(output, truth, allowances, ranks="ranks" in include, count=worst, map=map, audit=audit)
     return Measured(
@@ -212,9 +212,9 @@ def estimate(
     total = 5e-4
     for fmt in _chosen_formats(formats):
         k = Arithmetic(fmt, summation, axes=axes)
-        fast = k.fmt.precision >= k.output_format.precision and _is_fast(op.name, k.output_format, size)
+        fast = k.fmt.precision >= k.output_format.precision and is_fast(op.name, k.output_format, size)
         if problem.params is not NO_PARAMS:
-            fast = fast and plain(_stored(problem, k.fmt)) is not None
+            fast = fast and plain(stored_in(problem, k.fmt)) is not None
         total += (quick if fast else slow) + chosen * _extra(k, problem.logits.size, outputs, rows)
         total += steps * n * (2e-5 + 2e-8 * rows) + pieces * (2e-4 + 4e-9 * problem.logits.size)
     return total
@@ -295,7 +295,7 @@ def _outcomes(
 ) -> Iterator[Outcome]:
     for arithmetic in arithmetics:
         k = arithmetic()
-        stored = _stored(problem, k.fmt)
+        stored = stored_in(problem, k.fmt)
         truth = certified(stored, k.output_format)
         rounding = _input_rounding(problem.logits, stored.logits)
         for variant in chosen:
@@ -350,7 +350,7 @@ def _judge(output: Array, truth: Truth, allowances: Allowances, *, ranks: bool, 
     """
     size = truth.rows * max(truth.width, truth.raw_logits.shape[1])
     coarser = FORMATS[allowances.chosen[0].declared[0].format].precision < truth.fmt.precision
-    if coarser or truth.problem.params is not NO_PARAMS or not _is_fast(truth.op.name, truth.fmt, size):
+    if coarser or truth.problem.params is not NO_PARAMS or not is_fast(truth.op.name, truth.fmt, size):
         return _exactly(output, truth, ranks, count, allowances)
     fresh = Truth(truth.problem, truth.fmt)
     fresh.shown = truth.shown
@@ -368,7 +368,7 @@ def _judge(output: Array, truth: Truth, allowances: Allowances, *, ranks: bool, 
     )
 
 
-def _is_fast(op: str, fmt: Format, size: int) -> bool:
+def is_fast(op: str, fmt: Format, size: int) -> bool:
     """Whether the fast tiers measure so many elements: they are quicker, and a truth that overflows the format is infinite."""
     return size >= FAST_FROM and (fmt.overflow == "infinity" or op in AT_MOST_ONE)
 
@@ -385,7 +385,7 @@ def _exactly(output: Array, truth: Truth, ranks: bool, count: int, allowances: A
     )
 
 
-def _stored(problem: Problem, fmt: Format) -> Problem:
+def stored_in(problem: Problem, fmt: Format) -> Problem:
     """The problem with its real tensors rounded to a format; only logits saturate."""
     logits, fmt = formats.round_array(problem.logits, fmt), replace(fmt, saturating=False)
     targets = problem.targets
@@ -403,7 +403,7 @@ def _stored(problem: Problem, fmt: Format) -> Problem:
     return Problem(problem.op, logits, targets, grad_output, problem.params)
 
 
-def _changes_much(problem: Problem, truth: Truth) -> bool:
+def changes_much(problem: Problem, truth: Truth) -> bool:
     """Whether params make a right output, elsewhere, differ by more than the bound without them: all but those that are exact."""
     params, exact = problem.params, truth.problem.params is NO_PARAMS
     if not exact or any(name not in ("scale", "mask", "ignore_index") for name in ops.given_params(params)):
