@@ -8,11 +8,25 @@ from engine.formats import FORMATS, Format, round_array
 from engine.formats import find as find_format
 from engine.inputs import generate
 from engine.limits import estimate_thresholds, thresholds
-from engine.model import NO_PARAMS, Axes, Evaluation, Experiment, Measured, Outcome, Params, Problem, Thresholds, TruthAnswer
+from engine.model import (
+    NO_PARAMS,
+    Axes,
+    Evaluation,
+    Experiment,
+    Gate,
+    Measured,
+    Outcome,
+    Params,
+    Problem,
+    Thresholds,
+    TruthAnswer,
+    Verdict,
+)
 from engine.ops import output_shape
 from engine.paper import bhh
 from engine.variants import name_of as variant_name
 from engine.variants import names_of as variant_names
+from engine.verdict import verify
 from engine.verify import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint, measure
 
 __all__ = [
@@ -26,6 +40,7 @@ __all__ = [
     "Evaluation",
     "Experiment",
     "Format",
+    "Gate",
     "InvalidParam",
     "InvalidProblem",
     "Measured",
@@ -36,6 +51,7 @@ __all__ = [
     "TruthAnswer",
     "Undecided",
     "UnknownName",
+    "Verdict",
     "bhh",
     "catalogue",
     "certify",
@@ -55,4 +71,5 @@ __all__ = [
     "thresholds",
     "variant_name",
     "variant_names",
+    "verify",
 ]

@@ -488,7 +488,7 @@ class Measurement(Cells):
         return self.allowances.told(
             len(self.beyond),
             unjudged=self.unjudged,
-            unbounded=sum(self.allowances.own(i) == inf for i in self.bounded),
+            unbounded=self.unbounded,
             vacuous=sum(self.vacuous(i) for i in self.bounded),
             condition=self.condition(),
         )
@@ -503,6 +503,11 @@ class Measurement(Cells):
             vacuous=sum(self.vacuous(i, 1) for i in self.bounded),
             short=any(self.short(i) for i in self.bounded),
         )
+
+    @property
+    def unbounded(self) -> int:
+        """Elements for which the declared algorithm has no bound."""
+        return sum(self.allowances.own(i) == inf for i in self.bounded)
 
     @property
     def unjudged(self) -> int:

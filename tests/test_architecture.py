@@ -20,8 +20,8 @@ Rule = Callable[[Sources], Iterator[str]]
 # Lowest first; names between two "<" are one layer and do not import each other. A name not listed has no place yet.
 LAYERS = {
     "engine": """errors, model < figures, registry < formats, ops < parameters, plain, summation, elementary < recorder
-        < arithmetic, bounds < variants, truth, inputs < measurement, screen, params < metrics, faults < survey, policies < verify
-        < limits, paper, sweep, compare < codec < __init__""",
+        < arithmetic, bounds < variants, truth, inputs < measurement, screen, params < metrics, faults < survey, policies, mutants
+        < verify < limits, paper, sweep, compare, diagnosis < verdict < codec < __init__""",
     "service": "__init__ < settings, errors, logs, split < tensors < schemas < tasks < compute < guard < routes, pages < app < cli",
 }
 RANKS = {

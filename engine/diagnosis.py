@@ -1,0 +1,412 @@
+"""Why an output is wrong, as a colleague would say it who looked at its worst rows: what the errors have in common, and which
+built-in algorithm, computing with correctly rounded primitives, makes the same output.
+
+Everything here explains; nothing here decides. A sentence is only said where it is true of every element it speaks of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf
+
+import numpy as np
+
+from engine import formats
+from engine import params as around
+from engine.arithmetic import Arithmetic
+from engine.errors import EngineError
+from engine.faults import explain
+from engine.formats import FORMATS, Format
+from engine.model import NO_PARAMS, Array, Axes, Finding, Metrics, Problem
+from engine.mutants import NARROWER
+from engine.recorder import Recorder
+from engine.truth import Truth, nearly
+from engine.variants import Variant, of_op
+from engine.verify import stored_in
+
+ROWS = 3
+"""Rows that are looked at closely."""
+LONGEST = 1 << 18
+"""Elements of a row beyond which its errors are not compared with one another."""
+WORK = 2e7
+"""Tenths of a microsecond that the search for the algorithm may take, by its own reckoning."""
+NEAR = 0.1
+"""Share of its error by which an output may differ from what an algorithm gives, and still be called its."""
+NAMED = 4
+"""Algorithms that a sentence names; the others are counted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Posted:
+    """An output to be explained. truth: of its problem; output: shape of the truth; metrics: its figures; worst: flat indices of
+    the elements that are beyond what a right implementation does, the worst first, special mismatches before all others."""
+
+    truth: Truth
+    output: Array
+    metrics: Metrics
+    worst: Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """One row of an output beside T, in binary64: of results of one number a row, all the rows that are looked at."""
+
+    number: int
+    got: Array
+    true: Array
+    fmt: Format
+
+    @cached_property
+    def usual(self) -> Array:
+        """Elements whose truth is a normal number and whose output is finite."""
+        return np.isfinite(self.true) & np.isfinite(self.got) & (np.abs(self.true) >= self.fmt.smallest_normal)
+
+    @cached_property
+    def error(self) -> Array:
+        """c - T."""
+        return self.got - self.true
+
+
+def findings(posted: Posted) -> list[Finding]:
+    """What can be said of an output that is not as it should be, the plainest first."""
+    if not posted.worst:
+        return []
+    rows = list(_rows(posted))
+    found = [*_void(posted, rows), *_alike(posted, rows), *_stored(posted, rows), *_flushed(posted)]
+    return [*found, *_algorithms(posted)]
+
+
+def where(truth: Truth, index: int) -> str:
+    """A flat index of an output in words."""
+    row, column = divmod(index, truth.width)
+    if truth.op.output == "rows":
+        return f"row {row}"
+    if truth.op.output == "jacobian":
+        n = truth.raw_logits.shape[1]
+        return f"row {row}, entry ({column // n}, {column % n})"
+    return f"row {row}, class {column}"
+
+
+def _rows(posted: Posted) -> Iterator[_Row]:
+    """Those of the worst elements, each once."""
+    truth, flat = posted.truth, posted.output.reshape(posted.truth.rows, -1)
+    if truth.width > LONGEST:
+        return
+    if truth.width == 1:
+        chosen = sorted({*posted.worst})
+        true = np.concatenate([nearly(truth, range(row, row + 1))[0] for row in chosen])
+        yield _Row(chosen[0], formats.widen(flat[chosen, 0]), true, truth.fmt)
+        return
+    for row in list(dict.fromkeys(index // truth.width for index in posted.worst))[:ROWS]:
+        yield _Row(row, formats.widen(flat[row]), nearly(truth, range(row, row + 1))[0], truth.fmt)
+
+
+# ---- what the errors have in common ------------------------------------------------------------------------------------
+
+
+def _void(posted: Posted, rows: Sequence[_Row]) -> Iterator[Finding]:
+    """Zeros and NaN where there should be numbers."""
+    m, truth = posted.metrics, posted.truth
+    if m.false_zero_count:
+        all_zero = m.zero_count == m.n
+        what = "the output is empty" if all_zero else _unwritten(rows)
+        detail = f"{m.false_zero_count} of {m.n} elements are 0 though the truth is a normal {truth.fmt.name}"
+        yield Finding("empty" if all_zero else "zeros", f"{detail}{': ' * bool(what)}{what}", count=m.false_zero_count)
+    if m.nan_unexpected:
+        rest = "; every element is" if m.nan_count == m.n else ""
+        yield Finding("nan", f"{m.nan_unexpected} elements are NaN though the truth is a number{rest}", count=m.nan_unexpected)
+    if m.overflow_count:
+        detail = f"{m.overflow_count} elements are infinite though the truth, rounded to {truth.fmt.name}, is finite"
+        yield Finding("infinite", detail, count=m.overflow_count)
+
+
+def _unwritten(rows: Sequence[_Row]) -> str:
+    """Where zeros stand in a row, if they stand together."""
+    for row in rows:
+        at = np.flatnonzero((row.got == 0) & (np.abs(row.true) >= row.fmt.smallest_normal))
+        if 8 <= at.size < row.got.size and at[-1] - at[0] + 1 == at.size:
+            return f"in row {row.number} all from column {at[0]} to {at[-1]}, as if they had not been written"
+    return ""
+
+
+def _alike(posted: Posted, rows: Sequence[_Row]) -> Iterator[Finding]:
+    """One relation that holds for every element of a row."""
+    for row in rows:
+        if row.usual.sum() < 2:
+            continue
+        said = next((text for text in (rule(posted, row) for rule in _RELATIONS) if text), None)
+        if said:
+            yield Finding(said[0], f"row {row.number}: {said[1]}" if posted.truth.width > 1 else said[1], row=row.number)
+            return
+
+
+def _close(a: Array, b: Array, share: float) -> bool:
+    """Whether two results are the same to that share of the larger, everywhere."""
+    return bool((np.abs(a - b) <= share * np.maximum(np.abs(a), np.abs(b))).all())
+
+
+def _coarse(fmt: Format) -> float:
+    """A share that rounding alone explains, many times over, but no mistake in the formula."""
+    return min(64 * fmt.unit_roundoff, 0.05)
+
+
+def _negated(_posted: Posted, row: _Row) -> tuple[str, str] | None:
+    got, true = row.got[row.usual], row.true[row.usual]
+    return ("negated", "every element has the wrong sign") if _close(got, -true, _coarse(row.fmt)) else None
+
+
+def _uniform(posted: Posted, row: _Row) -> tuple[str, str] | None:
+    n = row.got.size
+    same = posted.truth.op.name == "softmax" and row.got[0] != 0 and _close(row.got, np.full(n, row.got[0]), 0.0)
+    if not same or _close(row.true, np.full(n, row.true[0]), _coarse(row.fmt)):
+        return None
+    return "uniform", f"every element is {row.got[0]:.6g}, whatever its logit"
+
+
+def _moved(posted: Posted, row: _Row) -> tuple[str, str] | None:
+    """The right numbers in the wrong places."""
+    if posted.truth.width == 1 or not (np.isfinite(row.got).all() and np.isfinite(row.true).all()):
+        return None
+    share = _coarse(row.fmt)
+    if not _close(np.sort(row.got), np.sort(row.true), share) or _close(row.got, row.true, share):
+        return None
+    order = np.argsort(row.true, kind="stable")
+    shift = int((np.argsort(row.got, kind="stable")[-1] - order[-1]) % row.got.size)
+    if _close(np.roll(row.true, shift), row.got, share):
+        return (
+            "moved",
+            f"the elements are right, but rolled by {shift if shift <= row.got.size // 2 else shift - row.got.size} columns",
+        )
+    return "moved", "the elements are right, but in another order"
+
+
+def _other_function(posted: Posted, row: _Row) -> tuple[str, str] | None:
+    """What another function would give."""
+    got, true, share = row.got[row.usual], row.true[row.usual], _coarse(row.fmt)
+    with np.errstate(all="ignore"):
+        if posted.truth.op.name == "log_softmax":
+            if _close(got, np.exp(true), share):
+                return "function", "these are the probabilities, not their logarithms"
+            if _close(got, true / np.log(2.0), share):
+                return "function", "these are logarithms to base 2"
+        if posted.truth.op.name == "softmax" and _close(got, np.log(true), share):
+            return "function", "these are the logarithms of the probabilities"
+    return None
+
+
+def _scaled(posted: Posted, row: _Row) -> tuple[str, str] | None:
+    """One factor, or one summand of a logarithm, that all elements are off by."""
+    got, true = row.got[row.usual], row.true[row.usual]
+    rounding = np.maximum(2 * row.fmt.unit_roundoff, row.fmt.smallest_subnormal / np.abs(true))
+    if posted.truth.op.name in ("log_softmax",):
+        apart, slack = got - true, rounding * np.abs(true)
+    elif posted.truth.op.name == "softmax":
+        with np.errstate(all="ignore"):
+            apart, slack = got / true - 1, rounding
+    else:
+        return None
+    middle = float(np.median(apart))
+    if (
+        not (got != 0).all()
+        or abs(middle) < 8 * float(np.median(slack))
+        or not (np.abs(apart - middle) <= 0.1 * abs(middle) + 2 * slack).all()
+    ):
+        return None
+    if posted.truth.op.name == "log_softmax":
+        how, why = ("large", "small") if middle > 0 else ("small", "large")
+        return "offset", f"every element is {abs(middle):.4g} too {how}: the logarithm of the sum is too {why}"
+    if middle > 0:
+        return "scaled", f"every element is {1 + middle:.6g} times what it should be: the denominator is too small"
+    return "scaled", f"every element is {1 + middle:.6g} times what it should be: the denominator is too large"
+
+
+_RELATIONS = (_uniform, _negated, _moved, _other_function, _scaled)
+
+
+def _stored(posted: Posted, rows: Sequence[_Row]) -> Iterator[Finding]:
+    """Results that a narrower format holds."""
+    name = posted.truth.fmt.name
+    narrower = [other for other in ("float8_e4m3fn", "float8_e5m2", "bfloat16", "float16", "float32") if _narrower(other, name)]
+    for other in narrower:
+        some = [row.got[row.usual] for row in rows if row.usual.sum() > 4]
+        if some and all(len(set(got.tolist())) > 4 and _held(got, FORMATS[other]) for got in some):
+            yield Finding("narrowed", f"every element of these rows is a {other} number: it was computed, or kept, in {other}")
+            return
+
+
+def _narrower(name: str, than: str) -> bool:
+    return FORMATS[name].precision < FORMATS[than].precision
+
+
+def _held(values: Array, fmt: Format) -> bool:
+    return bool((formats.widen(formats.round_array(values, fmt)) == values).all())
+
+
+def _flushed(posted: Posted) -> Iterator[Finding]:
+    """Subnormal results that are all 0."""
+    m, fmt = posted.metrics, posted.truth.fmt
+    early = m.underflow_premature - m.false_zero_count
+    if early > 0 and m.subnormal_count == 0:
+        detail = (
+            f"results below 2^{fmt.emin} are all 0 ({early} of them, though {fmt.name} has numbers there): subnormals are flushed"
+        )
+        yield Finding("flushed", detail, count=early)
+
+
+# ---- which algorithm makes the same output -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A variant in an arithmetic."""
+
+    variant: Variant
+    format: str
+    accumulator: str
+    summation: str
+    flush: bool
+
+    @property
+    def arithmetic(self) -> str:
+        """In words."""
+        sums = f", sums {self.summation}" + (f" in {self.accumulator}" if self.accumulator != self.format else "")
+        return f"{self.format}{sums}{', subnormals flushed' * self.flush}"
+
+    @property
+    def said(self) -> str:
+        """In words, with the variant."""
+        return f"{self.variant.name} in {self.arithmetic}"
+
+    def cost(self, n: int) -> float:
+        """Tenths of a microsecond, roughly, for a row of n."""
+        columns = n if self.summation == "sequential" else 0
+        passes = 20 + n * self.variant.steps + 20 * self.variant.pieces(n)
+        return 1e3 * passes + 100 * columns + (20 if self.format == "float64" else 4) * n
+
+
+def _candidates(truth: Truth) -> Iterator[_Candidate]:
+    """Arithmetics in the order of how common they are, each with all variants."""
+    own = truth.fmt.name
+    wider = [name for name in ("float32", "float64") if FORMATS[name].precision > FORMATS[own].precision]
+    narrower = [name for name in dict.fromkeys((NARROWER.get(own, own), "float16")) if _narrower(name, own)]
+    arithmetics = [(own, own, "pairwise"), (own, own, "sequential"), (own, own, "warp")]
+    for name in wider:
+        arithmetics += [(name, name, "pairwise"), (own, name, "pairwise"), (name, own, "sequential")]
+    arithmetics += [("float32", "float32", "sequential")] if "float32" in wider else []
+    for name in narrower:
+        arithmetics += [(name, name, "pairwise"), (name, name, "sequential"), (own, name, "sequential")]
+    flushed = [(name, name, "pairwise") for name in (own, *wider[:1])]
+    known = [row for row in of_op(truth.op.name) if row.fits(truth.problem.params)]
+    for flush, some in ((False, arithmetics), (True, flushed)):
+        for fmt, accumulator, summation in some:
+            yield from (_Candidate(row, fmt, accumulator, summation, flush) for row in known)
+
+
+def _algorithms(posted: Posted) -> Iterator[Finding]:
+    """The variants whose own output is what was posted, or nearly."""
+    rows = _sample(posted)
+    if not rows:
+        return
+    truth, budget = posted.truth, WORK
+    n = truth.raw_logits.shape[1]
+    found: dict[bool, list[_Candidate]] = {True: [], False: []}
+    for candidate in _candidates(truth):
+        budget -= candidate.cost(n)
+        if budget < 0:
+            break
+        alike = _alike_everywhere(candidate, rows, truth.fmt)
+        if alike is not None:
+            found[alike].append(candidate)
+    same = found[True] or found[False]
+    if same:
+        how = "bit for bit what" if found[True] else "within a tenth of its error what"
+        detail = f"it is {how} {truth.op.name} gives, with correctly rounded primitives, by {_named(same)}"
+        yield Finding("algorithm", f"{detail}{_why(same[0], rows[0], truth.fmt)}", variants=tuple(row.said for row in same))
+
+
+def _named(same: Sequence[_Candidate]) -> str:
+    """Variants and arithmetics in words: those that share an arithmetic together."""
+    by: dict[str, list[str]] = {}
+    for candidate in same:
+        by.setdefault(candidate.arithmetic, []).append(candidate.variant.name)
+    merged: dict[tuple[str, ...], list[str]] = {}
+    for arithmetic, names in by.items():
+        merged.setdefault(tuple(names), []).append(arithmetic)
+    said = [f"{_few(names)} (in {_few(arithmetics, '; or ')})" for names, arithmetics in merged.items()]
+    return _few(said, ", or by ")
+
+
+def _few(names: Sequence[str], between: str = ", ") -> str:
+    rest = [f"{len(names) - NAMED} more"] if len(names) > NAMED else []
+    return between.join([*names[:NAMED], *rest])
+
+
+def _why(candidate: _Candidate, row: tuple[Problem, Array, Array], fmt: Format) -> str:
+    """What broke in it."""
+    recorder = Recorder()
+    _ran(candidate, row[0], fmt, recorder)
+    faults = explain(recorder.steps, candidate.flush)
+    order = ("stalled", "absorbed", "overflow", "divide_by_zero", "invalid", "cancelled", "mismatched")
+    said = next((fault.detail for kind in order for fault in faults if fault.kind == kind), "")
+    return f": {said}" if said else ""
+
+
+def _alike_everywhere(candidate: _Candidate, rows: Sequence[tuple[Problem, Array, Array]], fmt: Format) -> bool | None:
+    """Whether it gives all of these rows bit for bit (True) or nearly (False); else None."""
+    exact = True
+    for problem, got, true in rows:
+        found = _ran(candidate, problem, fmt)
+        alike = None if found is None else _like(found, got, true)
+        if alike is None:
+            return None
+        exact = exact and alike
+    return exact
+
+
+def _sample(posted: Posted) -> list[tuple[Problem, Array, Array]]:
+    """The worst rows, each as a problem with its output and T."""
+    truth = posted.truth
+    flat = posted.output.reshape(truth.rows, -1)
+    if truth.problem.params is not NO_PARAMS:
+        numbers, problems = [0], [truth.problem] if truth.rows == 1 else []
+    else:
+        numbers = list(dict.fromkeys(index // truth.width for index in posted.worst))[: ROWS if truth.width > 1 else 2 * ROWS]
+        problems = [truth.part([row]) for row in numbers]
+    true = [nearly(truth, range(row, row + 1)) for row in numbers]
+    return [
+        (problem, formats.widen(flat[row : row + 1]), values)
+        for problem, row, values in zip(problems, numbers, true, strict=False)
+        if np.isfinite(values).any()
+    ]
+
+
+def _ran(candidate: _Candidate, problem: Problem, fmt: Format, recorder: Recorder | None = None) -> Array | None:
+    """What it gives, in binary64, (1, width); None where it cannot run on these tensors."""
+    subnormals = "flush" if candidate.flush else "gradual"
+    axes = Axes(candidate.accumulator, "correct", subnormals, output_format=fmt.name)
+    try:
+        k = Arithmetic(FORMATS[candidate.format], candidate.summation, recorder, axes)
+        ran = around.run(candidate.variant, stored_in(problem, k.fmt), k)
+    except EngineError:
+        return None
+    return formats.widen(ran.output).reshape(1, -1)
+
+
+def _like(found: Array, got: Array, true: Array) -> bool | None:
+    """Whether an output is another bit for bit (True), or differs in every row by no more than a tenth of its error, absolute and
+    relative (False); else None."""
+    if found.shape != got.shape:
+        return None
+    same = (found == got) | (np.isnan(found) & np.isnan(got))
+    if same.all():
+        return True
+    if not (np.isfinite(found) & np.isfinite(got) | same).all():
+        return None
+    with np.errstate(all="ignore"):
+        apart = np.where(same, 0.0, np.abs(found - got))
+        error = np.where(np.isfinite(true) & np.isfinite(got), np.abs(got - true), 0.0)
+        size = np.where(np.isfinite(true) & (true != 0), np.abs(true), inf)
+    near = [(a.max(axis=1) <= NEAR * e.max(axis=1)).all() for a, e in ((apart, error), (apart / size, error / size))]
+    return False if all(near) else None

@@ -1,0 +1,614 @@
+"""verify(problem, output): pass, fail or inconclusive, and why; the gate is tested in the same answer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import fsum
+
+import numpy as np
+
+from engine import bounds, formats, ops, policies
+from engine.bounds import Tolerance
+from engine.diagnosis import Posted, findings, where
+from engine.errors import InvalidProblem, UnknownName, quoted
+from engine.measurement import Allowances, Measurement, Tolerated
+from engine.metrics import measure as measure_exactly
+from engine.metrics import worst as worst_of
+from engine.model import NO_PARAMS, Array, Bound, Certificate, Finding, Gate, Gated, Metrics, Problem, SelfTest, Verdict, Worst
+from engine.mutants import mutants, mutate
+from engine.parameters import Value
+from engine.policies import Policy
+from engine.survey import Map, Survey
+from engine.truth import Truth, certified, nearly
+from engine.verify import MAX_WORST, changes_much, digest, is_fast, this_engine
+
+NONFINITE = ("ieee", "masked_zero", "masked_uniform", "strict")
+INVARIANTS = ("row_sums", "order", "argmax")
+INCLUDE = ("truth", "ranks", *INVARIANTS)
+FIRST_BLOCK = 1 << 10
+"""Elements of the rows by which a gate is tested first; where they do not tell, four times as many follow."""
+
+
+def verify(
+    problem: Problem,
+    output: Array,
+    gate: Gate = Gate(),  # noqa: B008  frozen
+    nonfinite: str = "ieee",
+    reference: Array | None = None,
+    outputs: Sequence[Array] = (),
+    include: Collection[str] = (),
+    worst: int = 8,
+    map: Map = map,
+    audit: int = 0,
+    axis: int = -1,
+) -> Verdict:
+    """Judge an output made elsewhere against the certified truth of a problem, its tensors taken exactly as stored.
+
+    output: of the op's output shape; its dtype is the format it is judged in. gate: a policy (engine.policies) with its
+    parameters. nonfinite: what rows without a truth must be. reference: another output, in any format, audited by the same truth.
+    outputs: repeated runs, which must have the same bits. include: "truth" (correctly rounded, in the answer), "ranks" (the
+    figure), and invariants that must hold beside the gate: "row_sums", "order", "argmax". worst, map, audit and errors as for
+    evaluate. axis: the one that is reduced, of tensors of the logits' shape as they are given.
+
+    In this order: a special mismatch, or what `nonfinite` forbids: fail. The gate lets zeros through: inconclusive, but an element
+    beyond both the gate and what any arithmetic in use does (policies.wide): fail. An allclose tolerance below half an ulp:
+    inconclusive, unless an element is beyond that. Violated, but all within that: inconclusive. Violated: fail. Else pass.
+    """
+    policy, given = policies.find(gate)
+    _check(problem.op, include, nonfinite, worst)
+    digests = _digests(problem, output, reference)
+    turn = _Turn(problem, axis)
+    problem, turned = turn.problem(problem), turn.output(output, "output")
+    truth = certified(problem, formats.of(output))
+    _fits(turned, truth, "output")
+    settled, judged, masked = _settled(problem, turned, nonfinite)
+    case = _Case(judged, truth if settled is problem else certified(settled, truth.fmt), changes_much(settled, truth), map)
+    audited = None if reference is None else _audited(settled, turn.output(reference, "reference"), map)
+    ruled = _Ruled(case, policy, given, audited, ranks="ranks" in include or "order" in include, count=worst, audit=audit)
+    test = _self_test(case, policy, given, audited)
+    seen, place = ruled.seen, _Place(turn, truth.shape)
+    demands = [
+        *_special(case, seen, place), *masked, *_strict(problem, turned, nonfinite), *_repeated(output, outputs),
+        *_invariants(include, case, seen),
+    ]  # fmt: skip
+    verdict, kind = ("fail", "beyond" if ruled.broken else "") if demands else _decided(ruled, test)
+    bad = ruled.worst()
+    why = [_reason(kind, ruled, bad, place)] if kind else []
+    posted = Posted(case.truth, case.output, seen.metrics, bad if verdict != "pass" else ())
+    beside = [] if audited is None else [_of_reference(audited)]
+    return Verdict(
+        verdict=verdict,
+        op=problem.op,
+        rows=truth.rows,
+        n=problem.logits.shape[-1],
+        logits_dtype=formats.of(problem.logits).name,
+        format=truth.fmt.name,
+        findings=(*demands, *why, *findings(posted), *beside),
+        metrics=place.metrics(seen.metrics),
+        worst=tuple(replace(row, index=turn.index(row.index)) for row in seen.worst),
+        bound=ruled.bound,
+        gate=Gated(gate.policy, given, policy.rule, test, ruled.vacuous_fraction),
+        nonfinite=nonfinite,
+        certificate=seen.certificate,
+        digests=digests,
+        engine=this_engine(),
+        reference=audited,
+        truth=turn.back(truth.rounded()) if "truth" in include else None,
+    )
+
+
+def _digests(problem: Problem, output: Array, reference: Array | None) -> dict[str, str]:
+    """Of the tensors as they were posted, but for class indices, which have no format."""
+    tensors = {
+        "logits": problem.logits,
+        "output": output,
+        "targets": None if problem.targets is None or ops.is_index(problem) else problem.targets,
+        "grad_output": problem.grad_output,
+        "reference": reference,
+    }
+    return {name: digest(tensor) for name, tensor in tensors.items() if tensor is not None}
+
+
+def _fits(output: Array, truth: Truth, name: str) -> None:
+    """Raises InvalidProblem for an output of another shape than the truth."""
+    if output.shape != truth.shape:
+        mean = "; a number for each row, not their mean (reduction none)" if truth.shape and output.size == 1 else ""
+        raise InvalidProblem(f"{name} has shape {list(output.shape)}; for these logits it must be {list(truth.shape)}{mean}")
+
+
+def _audited(problem: Problem, reference: Array, map: Map) -> Metrics:
+    """The figures of a reference against the same truth, in its own format."""
+    truth = certified(problem, formats.of(reference))
+    _fits(reference, truth, "reference")
+    case = _Case(reference, truth, changes_much(problem, truth), map)
+    return case.seen(case.tight, case.tight).metrics
+
+
+def _of_reference(m: Metrics) -> Finding:
+    """What the audit of a reference found."""
+    if m.special_mismatch:
+        return Finding(
+            "reference", f"your reference is itself wrong: {m.special_mismatch} elements are NaN or infinite, or are not"
+        )
+    ulps = "has no element to compare" if m.max_ulp is None else f"is itself {m.max_ulp:.3g} ULP off here"
+    return Finding("reference", f"your reference {ulps}")
+
+
+def _check(op: str, include: Collection[str], nonfinite: str, worst: int) -> None:
+    for name in include:
+        if name not in INCLUDE:
+            raise UnknownName(f"unknown include {quoted(name)}; known: {', '.join(INCLUDE)}")
+    if nonfinite not in NONFINITE:
+        raise UnknownName(f"unknown nonfinite policy {quoted(nonfinite)}; known: {', '.join(NONFINITE)}")
+    if not 0 <= worst <= MAX_WORST:
+        raise InvalidProblem(f"worst is {worst}; it must be 0 to {MAX_WORST}")
+    for name, known in _HAVE.items():
+        if name in include and op not in known:
+            raise InvalidProblem(f"include {name!r} is for {' and '.join(known)}; {op} has no such invariant: leave it out")
+
+
+_HAVE: Mapping[str, tuple[str, ...]] = {
+    "row_sums": ("softmax", "log_softmax", "cross_entropy_grad"),
+    "order": ("softmax", "log_softmax"),
+    "argmax": ("softmax", "log_softmax"),
+}
+
+
+# ---- the tensors, as they are judged -----------------------------------------------------------------------------------
+
+
+class _Turn:
+    """The reduced axis brought to the end, and back."""
+
+    def __init__(self, problem: Problem, axis: int) -> None:
+        rank = problem.logits.ndim
+        if not -rank <= axis < max(rank, 1):
+            raise InvalidProblem(f"axis is {axis}; logits of rank {rank} have axes {-rank} to {rank - 1}")
+        self.axis, self._shape = axis % max(rank, 1), problem.logits.shape
+        self.plain = self.axis == rank - 1
+        self.whole = ops.OPS[problem.op].output == "logits"
+
+    def _moved(self, tensor: Array | None) -> Array | None:
+        same = tensor is not None and tensor.shape == self._shape and not self.plain
+        return np.ascontiguousarray(np.moveaxis(tensor, self.axis, -1)) if same and tensor is not None else tensor
+
+    def problem(self, problem: Problem) -> Problem:
+        """With the axis at the end."""
+        if self.plain:
+            return problem
+        params = problem.params if problem.params.mask is None else replace(problem.params, mask=self._moved(problem.params.mask))
+        moved = [self._moved(tensor) for tensor in (problem.logits, problem.targets, problem.grad_output)]
+        assert moved[0] is not None
+        return Problem(problem.op, moved[0], moved[1], moved[2], params)
+
+    def output(self, output: Array, name: str) -> Array:
+        """An output of the posted shape."""
+        if not self.whole or self.plain:
+            return output
+        if output.shape != self._shape:
+            raise InvalidProblem(f"{name} has shape {list(output.shape)}; for these logits it must be {list(self._shape)}")
+        return np.ascontiguousarray(np.moveaxis(output, self.axis, -1))
+
+    def back(self, values: Array) -> Array:
+        """What has the shape of the output, as it was posted."""
+        return values if not self.whole or self.plain else np.moveaxis(values, -1, self.axis)
+
+    def posted(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The posted shape of the turned output."""
+        return self.index(shape)
+
+    def index(self, index: tuple[int, ...]) -> tuple[int, ...]:
+        """Where an element of the turned output was posted."""
+        return index if not self.whole or self.plain else (*index[: self.axis], index[-1], *index[self.axis : -1])
+
+
+def _settled(problem: Problem, output: Array, nonfinite: str) -> tuple[Problem, Array, list[Finding]]:
+    """Fully masked rows as the `nonfinite` policy wants them: what is left to be judged by numbers, and what it forbids.
+
+    masked_uniform: they are rows of zeros, whose truth is what is wanted. masked_zero: they are looked at here, and go on as rows
+    of zeros with the right output, so that in every figure they count as right.
+    """
+    masked = _masked(problem) if nonfinite in _MASKED and problem.op in _FIXED else np.zeros(0, bool)
+    if not masked.any():
+        return problem, output, []
+    gone = masked[..., None]
+    mask = None if problem.params.mask is None else problem.params.mask | gone
+    params = problem.params if mask is None else replace(problem.params, mask=mask)
+    zeros = Problem(problem.op, np.where(gone, np.zeros((), problem.logits.dtype), problem.logits), params=params)
+    if nonfinite == "masked_uniform":
+        return zeros, output, []
+    wanted, said = _FIXED[problem.op]
+    wrong = np.flatnonzero((masked & (formats.widen(output) != wanted).any(axis=-1)).reshape(-1))
+    fmt = formats.of(output)
+    ordinal, _ = certified(Problem(problem.op, np.zeros(problem.logits.shape[-1])), fmt).decided(0)
+    right = formats.from_ordinals(np.array([ordinal]), fmt)[0]
+    detail = f"{wrong.size} rows whose logits are all -Infinity are not {said} everywhere; the first is row {next(iter(wrong), 0)}"
+    found = [Finding("masked", detail, row=int(wrong[0]), count=int(wrong.size))] if wrong.size else []
+    return zeros, np.where(gone, right, output), found
+
+
+_MASKED = ("masked_zero", "masked_uniform")
+_FIXED: Mapping[str, tuple[float, str]] = {"softmax": (0.0, "0"), "log_softmax": (-np.inf, "-Infinity")}
+"""What masked_zero wants of a fully masked row, by op."""
+
+
+def _masked(problem: Problem) -> Array:
+    """Rows whose logits are all -inf, or masked."""
+    gone = formats.widen(problem.logits) == -np.inf
+    if problem.params.mask is not None:
+        gone = gone | ~problem.params.mask
+    return np.asarray(gone.all(axis=-1))
+
+
+def _strict(problem: Problem, output: Array, nonfinite: str) -> Iterator[Finding]:
+    """What the strict policy forbids."""
+    if nonfinite != "strict":
+        return
+    x = formats.widen(problem.logits)
+    kinds = (
+        ("a NaN", np.isnan(x).any(axis=-1)),
+        ("an Infinity", (x == np.inf).any(axis=-1)),
+        ("nothing but -Infinity", _masked(problem)),
+    )
+    for what, rows in kinds:
+        if rows.any():
+            row = int(np.argmax(rows.reshape(-1)))
+            yield Finding(
+                "strict", f"{int(rows.sum())} rows of logits have {what}; the first is row {row}", row=row, count=int(rows.sum())
+            )
+    wild = ~np.isfinite(formats.widen(output))
+    if wild.any():
+        index = tuple(int(i) for i in np.argwhere(wild)[0])
+        yield Finding("strict", f"{int(wild.sum())} elements of the output are not finite", index=index, count=int(wild.sum()))
+
+
+def _repeated(output: Array, outputs: Sequence[Array]) -> Iterator[Finding]:
+    """Repeated runs that are not the same bits. Raises InvalidProblem for another shape or format."""
+    for number, other in enumerate(outputs):
+        if other.shape != output.shape or other.dtype != output.dtype:
+            what = f"outputs.{number} is {formats.of(other).name} {list(other.shape)}"
+            raise InvalidProblem(f"{what}; repeated runs are as the output is, {formats.of(output).name} {list(output.shape)}")
+        apart = np.flatnonzero(_bits(output) != _bits(other))
+        if apart.size:
+            index = tuple(int(i) for i in np.unravel_index(apart[0], output.shape)) if output.shape else ()
+            detail = f"run {number} differs from the output in {apart.size} of {output.size} elements: the same input, other bits"
+            yield Finding("reproducibility", detail, index=index, count=int(apart.size))
+
+
+def _bits(array: Array) -> Array:
+    return np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
+
+
+# ---- what is seen of an output -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """Figures of an output beside two tolerances: of its own algorithm, and the one that judges."""
+
+    metrics: Metrics
+    worst: tuple[Worst, ...]
+    bound: Bound | None
+    tolerated: Tolerated
+    unbounded: int
+    certificate: Certificate
+
+
+class _Case:
+    """An output and the truth in its format, to be looked at as often as needed. changed: whether params leave no bound known."""
+
+    def __init__(self, output: Array, truth: Truth, changed: bool, map: Map) -> None:
+        self.output, self.truth, self.changed, self.map = np.ascontiguousarray(output), truth, changed, map
+        self.op = truth.op.name
+
+    def of(self, tolerance: Tolerance) -> Tolerance:
+        """A tolerance whose bounds, with these params, may not be known."""
+        return replace(tolerance, declared=tuple(replace(k, params=self.changed) for k in tolerance.declared))
+
+    @cached_property
+    def tight(self) -> Tolerance:
+        """What the default gate allows."""
+        return self.of(policies.tight(self.op, self.truth.fmt))
+
+    @cached_property
+    def wide(self) -> Tolerance:
+        """What some arithmetic in use may do."""
+        return self.of(policies.wide(self.op, self.truth.fmt))
+
+    def seen(self, own: Tolerance, judge: Tolerance, ranks: bool = False, count: int = 0, audit: int = 0) -> _Seen:
+        """By the fast tiers, or by the exact path alone: the figures are the same."""
+        truth, bound = self.truth, None
+        allowances = Allowances(truth, own, judge)
+        size = truth.rows * max(truth.width, truth.raw_logits.shape[1])
+        if truth.problem.params is not NO_PARAMS or not is_fast(self.op, truth.fmt, size):
+            m = Measurement(self.output, truth, allowances)
+            bound = m.bound() if judge.declared else None
+            return _Seen(measure_exactly(m, ranks), worst_of(m, count), bound, m.tolerated(), m.unbounded, truth.certificate())
+        fresh = Truth(truth.problem, truth.fmt)
+        fresh.shown = truth.shown
+        survey = Survey(self.output, fresh, count, self.map, allowances=allowances, gated=True)
+        survey.audit(audit, truth)
+        metrics = survey.metrics(ranks)
+        bound = survey.bound() if judge.declared else None
+        return _Seen(
+            metrics, survey.worst(count), bound, survey.tolerated(), survey.partial.counts["unbounded"], survey.certificate()
+        )
+
+
+# ---- ruling ------------------------------------------------------------------------------------------------------------
+
+
+class _Ruled:
+    """An output beside a gate, and beside what any arithmetic in use may do, which is looked at where that decides."""
+
+    def __init__(
+        self, case: _Case, policy: Policy, given: Mapping[str, Value], audited: Metrics | None, ranks: bool, count: int, audit: int
+    ) -> None:
+        self.case, self.policy = case, policy
+        self.default = policy.kind == "bound" and not given
+        self.tolerance = case.of(policy.tolerance(case.op, case.truth.fmt, given))
+        own = self.tolerance if policy.kind == "bound" else case.tight
+        self.seen = case.seen(own, own, ranks, count, audit)
+        assert self.seen.bound is not None
+        self.bound = self.seen.bound
+        self.tolerated = self.seen.tolerated if policy.kind == "bound" else case.seen(own, self.tolerance).tolerated
+        self.broken = self.tolerated.beyond > 0 if policy.broken is None else policy.broken(self.seen.metrics, audited, given)
+
+    @property
+    def vacuous_fraction(self) -> float | None:
+        """Of the elements whose truth is not 0."""
+        told = self.tolerated
+        return told.vacuous / told.nonzero if told.nonzero else None
+
+    @cached_property
+    def beyond_wide(self) -> Tolerated:
+        """Beside what any arithmetic in use does."""
+        return self.case.seen(self.case.wide, self.case.wide).tolerated
+
+    @cached_property
+    def beyond_both(self) -> bool:
+        """Whether an element is beyond the gate and beyond that."""
+        if not self.beyond_wide.beyond or not self.tolerated.beyond:
+            return False
+        both = replace(self.tolerance, declared=(*self.tolerance.declared, *self.case.wide.declared))
+        return self.default or self.case.seen(self.case.wide, both).tolerated.beyond > 0
+
+    def worst(self) -> list[int]:
+        """Flat indices of what is worst: special mismatches, then what is beyond the gate, by ULP error."""
+        shape, m = self.case.truth.shape, self.seen.metrics
+        named = [int(np.ravel_multi_index(row.index, shape)) if shape else 0 for row in self.seen.worst]
+        if m.argmax_ulp is not None and not named:
+            named = [m.argmax_ulp]
+        first = self.tolerated.first
+        return list(dict.fromkeys([*named, *([] if first is None else [first])]))
+
+
+def _decided(ruled: _Ruled, test: SelfTest) -> tuple[str, str]:
+    """The verdict, and the kind of its reason: rules 2 to 6."""
+    told, kind = ruled.tolerated, ruled.policy.kind
+    if kind in ("demand", "reference"):
+        return ("fail", "beyond") if ruled.broken else ("pass", "")
+    if "zeros" in test.missed and not (kind == "bound" and told.unjudged):
+        return ("fail", "beyond") if ruled.beyond_both else ("inconclusive", "vacuous")
+    if kind == "allclose" and told.short:
+        return ("fail", "beyond") if ruled.beyond_wide.beyond else ("inconclusive", "short")
+    if told.beyond and ruled.default:
+        return ("fail", "beyond") if ruled.beyond_wide.beyond else ("inconclusive", "between")
+    if told.beyond and kind == "allclose" and not ruled.beyond_wide.beyond and not ruled.beyond_wide.unjudged:
+        return "inconclusive", "stricter"
+    if told.beyond:
+        return "fail", "beyond"
+    return ("inconclusive", "unbounded") if told.unjudged else ("pass", "")
+
+
+# ---- the gate, tested --------------------------------------------------------------------------------------------------
+
+
+def _self_test(case: _Case, policy: Policy, given: Mapping[str, Value], audited: Metrics | None) -> SelfTest:
+    """What the gate makes of every mutant of the truth. One is caught by one row, which is looked for from the first on."""
+    found: dict[str, list[str]] = {"caught": [], "missed": [], "equivalent": []}
+    blocks = _Blocks(case)
+    for name in mutants(case.truth.fmt):
+        found[_fate(name, blocks, policy, given, audited)].append(name)
+    return SelfTest(**{fate: tuple(names) for fate, names in found.items()})
+
+
+class _Blocks:
+    """The rows of a case in blocks that grow, with results near the truth, each made once."""
+
+    def __init__(self, case: _Case) -> None:
+        self._case, self.changed = case, case.changed
+        self._made: list[tuple[Truth, Array]] = []
+
+    def __iter__(self) -> Iterator[tuple[Truth, Array]]:
+        yield from self._made
+        for rows in self._rest():
+            truth = self._case.truth
+            part = truth if len(rows) == truth.rows else Truth(truth.part(rows), truth.fmt)
+            self._made.append((part, nearly(truth, rows)))
+            yield self._made[-1]
+
+    def _rest(self) -> Iterator[range]:
+        truth = self._case.truth
+        start = sum(part.rows for part, _ in self._made)
+        whole = truth.problem.params is not NO_PARAMS
+        while start < truth.rows:
+            wanted = FIRST_BLOCK * 4 ** len(self._made)
+            count = truth.rows if whole else max(1, min(truth.rows - start, wanted // truth.width, KEPT // truth.width))
+            yield range(start, start + count)
+            start += count
+
+
+KEPT = 1 << 20
+"""Elements of a block at most."""
+
+
+def _fate(name: str, blocks: _Blocks, policy: Policy, given: Mapping[str, Value], audited: Metrics | None) -> str:
+    """caught, missed or equivalent."""
+    caught = apart = False
+    for truth, right in blocks:
+        broken = mutate(name, right, truth, range(truth.rows)).reshape(truth.shape)
+        case = _Case(broken, truth, blocks.changed, map)
+        seen = case.seen(case.tight, case.of(policy.tolerance(case.op, truth.fmt, given)))
+        m, hit = seen.metrics, seen.metrics.special_mismatch > 0
+        caught |= hit or (seen.tolerated.beyond > 0 if policy.broken is None else policy.broken(m, audited, given))
+        near = m.error_over_bound is not None and m.error_over_bound <= 1 and not seen.unbounded
+        apart |= hit or (m.correctly_rounded < m.n and not near)
+        if caught and apart:
+            return "caught"
+    return "missed" if apart else "equivalent"
+
+
+# ---- in words ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an element of what is judged was posted. shape: of the output with the reduced axis at the end."""
+
+    turn: _Turn
+    shape: tuple[int, ...]
+
+    def __call__(self, flat: int) -> tuple[int, ...]:
+        index = np.unravel_index(flat, self.shape) if self.shape else ()
+        return self.turn.index(tuple(int(i) for i in index))
+
+    def metrics(self, metrics: Metrics) -> Metrics:
+        """With flat indices of the output as it was posted."""
+        if self.turn.plain or not self.shape:
+            return metrics
+        shape = self.turn.posted(self.shape)
+        named = {name: getattr(metrics, name) for name in ("argmax_ulp", "argmax_rel")}
+        flat = {name: None if at is None else int(np.ravel_multi_index(self(at), shape)) for name, at in named.items()}
+        return replace(metrics, argmax_ulp=flat["argmax_ulp"], argmax_rel=flat["argmax_rel"])
+
+
+def _special(case: _Case, seen: _Seen, place: _Place) -> Iterator[Finding]:
+    """Elements that are NaN or infinite where the truth is not, or the reverse."""
+    m = seen.metrics
+    if not m.special_mismatch:
+        return
+    some = [worst for worst in seen.worst if worst.ulp is None]
+    detail = f"{m.special_mismatch} of {m.n} elements are NaN or infinite and should not be, or the reverse"
+    index = None
+    if some:
+        flat = int(np.ravel_multi_index(some[0].index, case.truth.shape)) if case.truth.shape else 0
+        detail += f"; {where(case.truth, flat)}: got {_number(some[0].got)}, truth {some[0].expected}"
+        index = place(flat)
+    yield Finding("special", detail, index=index, count=m.special_mismatch)
+
+
+def _number(value: float) -> str:
+    """Short, for a sentence."""
+    return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}.get(repr(value), f"{value:.6g}")
+
+
+def _reason(kind: str, ruled: _Ruled, bad: Sequence[int], place: _Place) -> Finding:
+    """The sentence of a verdict that is no pass."""
+    told, m, n = ruled.tolerated, ruled.seen.metrics, ruled.seen.metrics.n
+    worst = _worst(ruled, bad)
+    index, count = place(bad[0]) if bad else None, told.beyond or None
+    name = ruled.policy.name
+    if kind == "beyond":
+        some = f"{told.beyond} of {n} elements are beyond the gate {name}" if told.beyond else f"the gate {name} does not hold"
+        return Finding(kind, f"{some}{worst}", index=index, count=count)
+    if kind == "between":
+        explained = _cheapest(ruled)
+        detail = (
+            f"{told.beyond} of {n} elements are beyond what a right implementation does that computes in float32 or wider{worst}"
+        )
+        return Finding(kind, f"{detail}; {explained}", index=index, count=count)
+    if kind == "stricter":
+        detail = f"{told.beyond} of {n} elements are beyond {name}, but all are within what error theory allows arithmetic in use"
+        return Finding(kind, f"{detail}: the gate is stricter here than any stable algorithm{worst}", index=index, count=count)
+    if kind == "vacuous":
+        share = f"{ruled.vacuous_fraction:.3g}" if ruled.vacuous_fraction is not None else "all"
+        detail = f"the gate {name} lets an output of zeros through: of the elements that are not 0, {share} (as a share) have a"
+        return Finding(kind, f"{detail} tolerance as large as they are; a pass would say nothing", count=told.vacuous)
+    if kind == "short":
+        detail = f"the tolerance of {name} is below half an ULP of {ruled.case.truth.fmt.name} for some elements"
+        return Finding(kind, f"{detail}: not even the correctly rounded result can be sure to pass")
+    detail = f"{told.unjudged} of {n} elements have no bound here: {_no_bound(ruled)}"
+    return Finding(kind, detail + ("" if m.max_ulp is None else f"; the largest error is {m.max_ulp:.4g} ULP"), count=told.unjudged)
+
+
+def _no_bound(ruled: _Ruled) -> str:
+    """Why."""
+    if ruled.case.changed:
+        return "no bound is known with these params; name a tolerance of your own (max_ulp, allclose)"
+    return "error theory allows this arithmetic anything on such rows; name a tolerance of your own (max_ulp, allclose)"
+
+
+def _worst(ruled: _Ruled, bad: Sequence[int]) -> str:
+    """The worst element in words."""
+    shape = ruled.case.truth.shape
+    for row in ruled.seen.worst:
+        flat = int(np.ravel_multi_index(row.index, shape)) if shape else 0
+        if flat in bad and row.ulp is not None:
+            place = where(ruled.case.truth, flat)
+            return f"; {place}: got {_number(row.got)}, truth {float(row.expected):.6g}, off by {row.ulp:.4g} ULP"
+    return ""
+
+
+_DECLARATIONS = (
+    ("float32 sums in sequence", {"summation": "sequential"}),
+    ("subnormals flushed to zero", {"subnormals": "flush"}),
+    ("{fmt} sums", {"accumulator": "{fmt}", "summation": "pairwise"}),
+    ("{fmt} sums in sequence", {"accumulator": "{fmt}", "summation": "sequential"}),
+    ("arithmetic wholly in {fmt}, sums pairwise", {"compute": "{fmt}", "summation": "pairwise"}),
+    ("arithmetic wholly in {fmt}, sums in sequence", {"compute": "{fmt}", "summation": "sequential"}),
+)
+"""What an output between the two tolerances of the default gate may be consistent with, the cheapest first."""
+
+
+def _cheapest(ruled: _Ruled) -> str:
+    """The first declaration whose bound the output is within."""
+    case, name = ruled.case, ruled.case.truth.fmt.name
+    for said, given in _DECLARATIONS:
+        told = {key: value.format(fmt=name) for key, value in given.items()}
+        tolerance = case.of(policies.POLICIES["bound"].tolerance(case.op, case.truth.fmt, told))
+        found = case.seen(tolerance, tolerance).tolerated
+        if not found.beyond and not found.unjudged:
+            declared = ", ".join(f'"{key}": "{value}"' for key, value in told.items())
+            return f"consistent with {said.format(fmt=name)}: declare it ({declared}) if that is meant"
+    return "consistent with no one declaration, only with several together"
+
+
+def _invariants(include: Collection[str], case: _Case, seen: _Seen) -> Iterator[Finding]:
+    """What was asked to hold beside the gate, and does not."""
+    m = seen.metrics
+    if "argmax" in include and m.argmax_preserved is not None:
+        live = int(np.isfinite(case.truth.raw_logits.max(axis=1).astype(float)).sum())
+        if m.argmax_preserved < live:
+            lost = live - m.argmax_preserved
+            yield Finding("argmax", f"{lost} of {live} rows have their largest result where the truth has not", count=lost)
+    if "order" in include and m.rank_inversions:
+        detail = f"{m.rank_inversions} pairs of logits x_i > x_j have results in the other order"
+        yield Finding("order", detail, count=m.rank_inversions)
+    if "row_sums" in include:
+        yield from _row_sums(case)
+
+
+def _row_sums(case: _Case) -> Iterator[Finding]:
+    """Rows whose sum is farther off than the errors that a right implementation may make there can add up to."""
+    truth, wrong, first = case.truth, 0, None
+    target = {"softmax": 1.0, "log_softmax": 1.0, "cross_entropy_grad": 0.0}[case.op]
+    flat = case.output.reshape(truth.rows, -1)
+    for row in range(truth.rows):
+        c = formats.widen(flat[row])
+        c = np.exp(c) if case.op == "log_softmax" else c
+        if not np.isfinite(c).all() or not np.isfinite(truth.logits(row).max()):
+            continue
+        allowed = bounds.allowed((case.tight,), truth.raw_logits[row], truth.companion(row), truth.width)[0]
+        if case.op == "log_softmax":
+            allowed = c * np.expm1(np.minimum(allowed, 700.0))
+        least = np.maximum(allowed, truth.fmt.unit_roundoff * np.abs(c) + truth.fmt.smallest_subnormal)
+        if abs(fsum(c) - target) > fsum(least) * (1 + 2.0**-20) + 2.0**-50:
+            wrong, first = wrong + 1, row if first is None else first
+    if first is not None:
+        total = fsum(np.exp(formats.widen(flat[first])) if case.op == "log_softmax" else formats.widen(flat[first]))
+        detail = f"{wrong} of {truth.rows} rows do not add up to {target:g} within what rounding explains"
+        detail += f"; row {first} adds up to {total:.6g}"
+        yield Finding("row_sums", detail, row=first, count=wrong)
