@@ -26,7 +26,7 @@ from engine.ops import output_shape
 from engine.paper import bhh
 from engine.variants import name_of as variant_name
 from engine.variants import names_of as variant_names
-from engine.verdict import verify
+from engine.verdict import estimate_verdict, verify
 from engine.verify import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint, measure
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
     "estimate",
     "estimate_thresholds",
     "estimate_truth",
+    "estimate_verdict",
     "evaluate",
     "find_format",
     "fingerprint",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from math import isfinite
 from typing import Any
@@ -13,8 +13,9 @@ from engine import bounds, formats
 from engine.errors import UnknownName
 from engine.formats import FORMATS
 from engine.inputs import FAMILIES
-from engine.model import Array, Outcome, TruthAnswer
+from engine.model import Array, Finding, Gated, Outcome, TruthAnswer, Verdict
 from engine.ops import OPS
+from engine.policies import POLICIES
 from engine.summation import SUMMATIONS
 from engine.truth import special_name
 from engine.variants import VARIANTS
@@ -25,7 +26,8 @@ EXACT_INTEGER = 1 << 53
 def encode(value: Any) -> Any:
     """Dataclasses to objects, arrays to nested lists, floats to numbers or the three strings.
 
-    A None in `values` or `truth` of an outcome, which were not asked for, is left out; any other None is a null.
+    A None in `values`, `truth` or `reference`, which were not asked for, is left out, and what a finding has no use for; any other
+    None is a null. The parameters of a gate stand beside its policy, as they are given.
     """
     kind = type(value)
     if kind is float:
@@ -36,10 +38,8 @@ def encode(value: Any) -> Any:
         return value
     if isinstance(value, TruthAnswer):
         return {**_object(value), "rounded": tensor(value.rounded)}
-    if isinstance(value, Outcome):
-        return {k: v for k, v in _object(value).items() if v is not None or k not in ("values", "truth")}
     if is_dataclass(value):
-        return _object(value)
+        return _LAID_OUT.get(kind, dict)(_object(value))
     if isinstance(value, np.ndarray):
         return _elements(value)
     if isinstance(value, Mapping):
@@ -55,7 +55,7 @@ def tensor(array: Array) -> dict[str, Any]:
 
 
 def catalogue(kind: str) -> list[dict[str, Any]]:
-    """The registry of that kind (ops, variants, formats, summations or inputs) as plain rows."""
+    """The registry of that kind (ops, variants, formats, summations, inputs or policies) as plain rows."""
     if kind not in CATALOGUE:
         raise UnknownName(f"unknown catalogue {kind!r}; known: {', '.join(CATALOGUE)}")
     return [encode(row) for row in CATALOGUE[kind]()]
@@ -63,6 +63,20 @@ def catalogue(kind: str) -> list[dict[str, Any]]:
 
 def _object(value: Any) -> dict[str, Any]:
     return {field.name: encode(getattr(value, field.name)) for field in fields(value)}
+
+
+def _without(*names: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Leaves out those of the fields that are null."""
+    return lambda told: {k: v for k, v in told.items() if v is not None or k not in names}
+
+
+_LAID_OUT: Mapping[type, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    Outcome: _without("values", "truth"),
+    Verdict: _without("truth", "reference"),
+    Finding: lambda told: {k: v for k, v in told.items() if v not in (None, [])},
+    Gated: lambda told: {"policy": told["policy"], **told["parameters"], **_without("parameters")({**told, "parameters": None})},
+}
+"""How the fields of some stand in JSON; those of the others as they are."""
 
 
 def _elements(array: Array) -> Any:
@@ -134,8 +148,30 @@ def _inputs() -> list[dict[str, Any]]:
     ]
 
 
+def _policies() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": row.name,
+            "kind": row.kind,
+            "rule": row.rule,
+            "source": row.source,
+            "parameters": {name: _parameter(p) for name, p in row.parameters.items()},
+            "needs": list(row.needs),
+            "tolerances": {fmt: {"rtol": rtol, "atol": atol} for fmt, (rtol, atol) in row.pairs.items()},
+        }
+        for row in POLICIES.values()
+    ]
+
+
 def _parameter(parameter: Any) -> dict[str, Any]:
     return {field.name: getattr(parameter, field.name) for field in fields(parameter)}
 
 
-CATALOGUE = {"ops": _ops, "variants": _variants, "formats": _formats, "summations": _summations, "inputs": _inputs}
+CATALOGUE = {
+    "ops": _ops,
+    "variants": _variants,
+    "formats": _formats,
+    "summations": _summations,
+    "inputs": _inputs,
+    "policies": _policies,
+}

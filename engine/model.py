@@ -298,12 +298,14 @@ class SelfTest:
 
 @dataclass(frozen=True)
 class Gated:
-    """A gate as it was applied. rule: in words; vacuous_fraction: share of the elements whose truth is not 0 that have a tolerance
-    as large as they are; None where every truth is 0."""
+    """A gate as it was applied. rule: in words; declared: the arithmetic whose bound it is, if it is one; vacuous_fraction: share
+    of the elements whose truth is not 0 that have a tolerance as large as they are; None where every truth is 0.
+    """
 
     policy: str
     parameters: Mapping[str, Any]
     rule: str
+    declared: Mapping[str, Any] | None
     self_test: SelfTest
     vacuous_fraction: float | None
 

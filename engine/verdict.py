@@ -26,7 +26,7 @@ from engine.verify import MAX_WORST, changes_much, digest, is_fast, this_engine
 
 NONFINITE = ("ieee", "masked_zero", "masked_uniform", "strict")
 INVARIANTS = ("row_sums", "order", "argmax")
-INCLUDE = ("truth", "ranks", *INVARIANTS)
+INCLUDE = ("elements", "ranks", *INVARIANTS)
 FIRST_BLOCK = 1 << 10
 """Elements of the rows by which a gate is tested first; where they do not tell, four times as many follow."""
 
@@ -48,8 +48,8 @@ def verify(
 
     output: of the op's output shape; its dtype is the format it is judged in. gate: a policy (engine.policies) with its
     parameters. nonfinite: what rows without a truth must be. reference: another output, in any format, audited by the same truth.
-    outputs: repeated runs, which must have the same bits. include: "truth" (correctly rounded, in the answer), "ranks" (the
-    figure), and invariants that must hold beside the gate: "row_sums", "order", "argmax". worst, map, audit and errors as for
+    outputs: repeated runs, which must have the same bits. include: "elements" (the truth,
+    correctly rounded, in the answer), "ranks" (the figure), and invariants that must hold beside the gate: "row_sums", "order", "argmax". worst, map, audit and errors as for
     evaluate. axis: the one that is reduced, of tensors of the logits' shape as they are given.
 
     In this order: a special mismatch, or what `nonfinite` forbids: fail. The gate lets zeros through: inconclusive, but an element
@@ -89,14 +89,41 @@ def verify(
         metrics=place.metrics(seen.metrics),
         worst=tuple(replace(row, index=turn.index(row.index)) for row in seen.worst),
         bound=ruled.bound,
-        gate=Gated(gate.policy, given, policy.rule, test, ruled.vacuous_fraction),
+        gate=Gated(gate.policy, given, policy.rule, _declared(ruled), test, ruled.vacuous_fraction),
         nonfinite=nonfinite,
         certificate=seen.certificate,
         digests=digests,
         engine=this_engine(),
         reference=audited,
-        truth=turn.back(truth.rounded()) if "truth" in include else None,
+        truth=turn.back(truth.rounded()) if "elements" in include else None,
     )
+
+
+def _declared(ruled: _Ruled) -> dict[str, Value] | None:
+    """What the bound of a gate is that of."""
+    if ruled.policy.kind != "bound":
+        return None
+    k = ruled.tolerance.declared[0]
+    return {
+        "algorithm": k.variant.removeprefix(f"{ruled.case.op}/"),
+        "compute": k.format,
+        "accumulator": k.accumulator,
+        "summation": k.summation,
+        "exp_ulp": k.exp_ulps,
+        "log_ulp": k.log_ulps,
+        "exponent_roundings": k.kappa,
+        "subnormals": "flush" if k.flush else "gradual",
+        "factor": ruled.tolerance.factor,
+    }
+
+
+def estimate_verdict(problem: Problem, output: Array) -> float:
+    """Seconds that verify may take on one slow core, of an output that fails: a planning figure, from element counts alone."""
+    op = ops.check(problem)
+    outputs = problem.logits.size // problem.logits.shape[-1] * op.width(problem.logits.shape[-1])
+    size = int(problem.logits.size + outputs)
+    fast = problem.params is NO_PARAMS and is_fast(op.name, formats.of(output), size)
+    return 2.5 + (4e-6 * size if fast else 6e-4 * size * (2 if op.name == "log_softmax" else 1))
 
 
 def _digests(problem: Problem, output: Array, reference: Array | None) -> dict[str, str]:
