@@ -24,6 +24,7 @@ from engine.model import (
 )
 from engine.ops import output_shape
 from engine.paper import bhh
+from engine.policies import check_gate
 from engine.variants import name_of as variant_name
 from engine.variants import names_of as variant_names
 from engine.verdict import estimate_verdict, verify
@@ -55,6 +56,7 @@ __all__ = [
     "bhh",
     "catalogue",
     "certify",
+    "check_gate",
     "digest",
     "encode",
     "estimate",

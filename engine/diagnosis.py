@@ -30,7 +30,7 @@ ROWS = 3
 """Rows that are looked at closely."""
 LONGEST = 1 << 18
 """Elements of a row beyond which its errors are not compared with one another."""
-WORK = 2e7
+WORK = 8e6
 """Tenths of a microsecond that the search for the algorithm may take, by its own reckoning."""
 NEAR = 0.1
 """Share of its error by which an output may differ from what an algorithm gives, and still be called its."""

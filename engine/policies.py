@@ -48,14 +48,14 @@ class Policy:
     broken: Broken | None = None
     pairs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
-    def check(self, given: Mapping[str, object]) -> dict[str, Value]:
-        """The parameters that were given, checked. Raises UnknownName, InvalidProblem."""
+    def check(self, given: Mapping[str, object], partly: bool = False) -> dict[str, Value]:
+        """The parameters that were given, checked; partly: though others are needed. Raises UnknownName, InvalidProblem."""
         known = ", ".join(self.parameters) or "none"
         for name in given:
             if name not in self.parameters:
                 raise UnknownName(f"policy {self.name} has no parameter {quoted(name)}; known: {known}")
         for name in self.needs:
-            if name not in given:
+            if name not in given and not partly:
                 raise InvalidProblem(f"policy {self.name} needs {name}: {self.rule}")
         return {name: self.parameters[name].check(name, value) for name, value in given.items()}
 
@@ -272,7 +272,6 @@ def find(gate: Gate) -> tuple[Policy, dict[str, Value]]:
     return policy, policy.check(gate.parameters)
 
 
-def tolerance(gate: Gate, op: str, fmt: Format) -> Tolerance:
-    """What a gate allows an output in that format. Raises UnknownName, InvalidProblem."""
-    policy, given = find(gate)
-    return policy.tolerance(op, fmt, given)
+def check_gate(gate: Gate, partly: bool = False) -> None:
+    """Raises UnknownName and InvalidProblem for a gate that there is not; partly: it may lack parameters that are needed."""
+    POLICIES[gate.policy].check(gate.parameters, partly)

@@ -48,9 +48,9 @@ def verify(
 
     output: of the op's output shape; its dtype is the format it is judged in. gate: a policy (engine.policies) with its
     parameters. nonfinite: what rows without a truth must be. reference: another output, in any format, audited by the same truth.
-    outputs: repeated runs, which must have the same bits. include: "elements" (the truth,
-    correctly rounded, in the answer), "ranks" (the figure), and invariants that must hold beside the gate: "row_sums", "order", "argmax". worst, map, audit and errors as for
-    evaluate. axis: the one that is reduced, of tensors of the logits' shape as they are given.
+    outputs: repeated runs, which must have the same bits. include: "elements" (the truth, correctly rounded, in the answer),
+    "ranks" (the figure), and invariants that must hold beside the gate: "row_sums", "order", "argmax". worst, map, audit and
+    errors as for evaluate. axis: the one that is reduced, of tensors of the logits' shape as they are given.
 
     In this order: a special mismatch, or what `nonfinite` forbids: fail. The gate lets zeros through: inconclusive, but an element
     beyond both the gate and what any arithmetic in use does (policies.wide): fail. An allclose tolerance below half an ulp:
@@ -117,13 +117,14 @@ def _declared(ruled: _Ruled) -> dict[str, Value] | None:
     }
 
 
-def estimate_verdict(problem: Problem, output: Array) -> float:
+def estimate_verdict(problem: Problem, output: Array, axis: int = -1) -> float:
     """Seconds that verify may take on one slow core, of an output that fails: a planning figure, from element counts alone."""
+    problem = _Turn(problem, axis).problem(problem)
     op = ops.check(problem)
     outputs = problem.logits.size // problem.logits.shape[-1] * op.width(problem.logits.shape[-1])
     size = int(problem.logits.size + outputs)
     fast = problem.params is NO_PARAMS and is_fast(op.name, formats.of(output), size)
-    return 2.5 + (4e-6 * size if fast else 6e-4 * size * (2 if op.name == "log_softmax" else 1))
+    return 0.9 + (4e-6 * size if fast else 6e-4 * size * (2 if op.name == "log_softmax" else 1))
 
 
 def _digests(problem: Problem, output: Array, reference: Array | None) -> dict[str, str]:
@@ -522,7 +523,7 @@ def _special(case: _Case, seen: _Seen, place: _Place) -> Iterator[Finding]:
     index = None
     if some:
         flat = int(np.ravel_multi_index(some[0].index, case.truth.shape)) if case.truth.shape else 0
-        detail += f"; {where(case.truth, flat)}: got {_number(some[0].got)}, truth {some[0].expected}"
+        detail += f"; {where(case.truth, flat)}: got {_number(some[0].got)}, truth {_number(float(some[0].expected))}"
         index = place(flat)
     yield Finding("special", detail, index=index, count=m.special_mismatch)
 

@@ -22,7 +22,7 @@ from service import logs, pages, schemas
 from service.compute import Pool
 from service.errors import Finding, Problem, from_status, misfit
 from service.guard import Guard, Meters, Protocol, respond
-from service.routes import catalogue, evaluate, health, thresholds, truth
+from service.routes import catalogue, evaluate, health, thresholds, truth, verify
 from service.routes.contract import REF
 from service.settings import Settings, check_binding
 
@@ -63,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.receiving = 0  # bodies on their way
     app.state.settings, app.state.pool, app.state.meters, app.state.example = settings, pool, Meters(pool), pages.Example()
-    for router in (evaluate.router, truth.router, thresholds.router, catalogue.router, health.router, pages.router):
+    for router in (evaluate.router, verify.router, truth.router, thresholds.router, catalogue.router, health.router, pages.router):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=pages.HERE / "static"), name="static")
     app.add_middleware(Guard, settings=settings, meters=app.state.meters)

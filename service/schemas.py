@@ -172,7 +172,6 @@ class ProblemRequest(Strict):
     grad_output: GradOutput = None
     params: Annotated[Params | None, Field(description="What else the op is told; null: nothing.")] = None
     axis: Axis = -1
-    nonfinite: NonFinite = "ieee"
 
 
 class EvaluateRequest(ProblemRequest):
@@ -181,6 +180,7 @@ class EvaluateRequest(ProblemRequest):
     The logits are rounded to each format first, and the truth is that of the rounded ones.
     """
 
+    nonfinite: NonFinite = "ieee"
     formats: Formats = DEFAULT_FORMATS
     variants: Variants = None
     summation: Annotated[Name, Field(description="See /v1/summations.")] = "numpy"
@@ -201,8 +201,54 @@ class TruthRequest(ProblemRequest):
     ({"dtype": "float16", "shape": [3], "rounding": "nearest", "data": [...]}) for the truth that evaluate judges by.
     """
 
+    nonfinite: NonFinite = "ieee"
     format: Annotated[Name, Field(description="The result is rounded to it, the logits are not. See /v1/formats.")]
     digits: Annotated[int, Field(ge=1, description="Significant decimal digits, at most the limit max_digits.")] = 30
+
+
+_OUTPUT = "What was computed, with its dtype (a bare list has none): the format in which it is judged. Of the op's output shape."
+_GATE = "A policy and its parameters: see /v1/policies. With any parameter of `bound`, only the bound so declared counts."
+_NONFINITE = (
+    "ieee: a row with NaN, +Infinity or only -Infinity has no truth but NaN. masked_zero, masked_uniform: rows of only -Infinity "
+    "are 0 or 1/n (log_softmax: -Infinity, -log n). strict: such rows, and outputs that are not finite, are a failure."
+)
+_REFERENCE = "Another output, with its dtype, audited by the same truth."
+_VERIFY_INCLUDE = (
+    "elements: the truth, correctly rounded; ranks: rank_inversions. Invariants that must hold beside the gate: row_sums, order "
+    "(x_i > x_j but c_i < c_j), argmax."
+)
+
+
+class Gate(BaseModel):
+    """A policy, with its parameters beside it."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, Annotated[Any, _Documented(float | Annotated[str, Field(max_length=64)])]]
+
+    policy: Annotated[Name, Field(description="its name", examples=["bound"])] = "bound"
+
+
+DeclaredTensor = TypeAliasType("DeclaredTensor", JsonTensor | Base64Tensor | BitsTensor)
+AnyDeclared = Annotated[Any, _Documented(DeclaredTensor)]
+MaybeDeclared = Annotated[Any, _Documented(DeclaredTensor | None)]
+AnyAxis = Annotated[int, Field(description="The axis that is reduced, of all tensors of the logits' shape.")]
+
+
+class VerifyRequest(ProblemRequest):
+    """Judge an output made elsewhere. Tensors are taken exactly as they are given. Exactly one of logits and inputs is given."""
+
+    output: Annotated[AnyDeclared, Field(description=_OUTPUT)] = None
+    reference: Annotated[MaybeDeclared, Field(description=_REFERENCE)] = None
+    outputs: Annotated[
+        list[AnyDeclared], Field(max_length=16, description="Repeated runs, which must have the same bits as output.")
+    ] = []
+    gate: Annotated[Gate, Field(default_factory=Gate.model_construct, description=_GATE)]
+    nonfinite: Annotated[Literal["ieee", "masked_zero", "masked_uniform", "strict"], Field(description=_NONFINITE)] = "ieee"
+    axis: AnyAxis = -1
+    include: Annotated[
+        list[Literal["elements", "ranks", "row_sums", "order", "argmax"]], Field(max_length=5, description=_VERIFY_INCLUDE)
+    ] = []
+    worst: Annotated[int, Field(ge=0, description="How many of the worst elements are listed, at most the limit max_worst.")] = 8
 
 
 class ThresholdsQuery(BaseModel):
@@ -223,7 +269,7 @@ class ThresholdsQuery(BaseModel):
     overflow: Annotated[Literal["format", "saturate"], Field(description=_OVERFLOW)] = "format"
 
 
-REQUESTS: tuple[type[BaseModel], ...] = (EvaluateRequest, TruthRequest)
+REQUESTS: tuple[type[BaseModel], ...] = (EvaluateRequest, TruthRequest, VerifyRequest)
 
 
 # Shown in the docs, run by the tests; the first is the one on the page.
@@ -291,6 +337,37 @@ TRUTH_EXAMPLES: dict[str, dict[str, Any]] = {
     "softmax1": {
         "summary": "softmax1 of capped logits: a sink of 0",
         "value": {"op": "softmax", "logits": [1, -2, 40], "params": {"sink": 0, "softcap": 30}, "format": "float32", "digits": 20},
+    },
+}
+
+
+VERIFY_EXAMPLES: dict[str, dict[str, Any]] = {
+    "overflow": {
+        "summary": "A kernel without the maximum: NaN, and what made it",
+        "value": {
+            "op": "softmax",
+            "logits": [[1000, 1001, 1002]],
+            "output": {"dtype": "float32", "shape": [1, 3], "data": ["NaN", "NaN", "NaN"]},
+        },
+    },
+    "right": {
+        "summary": "A right output, by base64",
+        "value": {
+            "op": "softmax",
+            "logits": {"dtype": "float32", "shape": [2], "data": [0, 0]},
+            "output": {"dtype": "float32", "shape": [2], "encoding": "base64", "data": "AAAAPwAAAD8="},
+            "include": ["row_sums", "argmax"],
+        },
+    },
+    "gate": {
+        "summary": "A gate of your own: at most 4 ULP",
+        "value": {
+            "op": "log_softmax",
+            "logits": [[10000, 10000]],
+            "output": {"dtype": "float32", "shape": [1, 2], "rounding": "nearest", "data": [-0.693359375, -0.693359375]},
+            "gate": {"policy": "max_ulp", "ulps": 4},
+            "worst": 1,
+        },
     },
 }
 
@@ -412,6 +489,126 @@ EVALUATE_ANSWER: dict[str, Any] = {
             "truth": [[1.0, 6.139278411865234e-06]],
         }
     ],
+}
+VERIFY_ANSWER: dict[str, Any] = {
+    "verdict": "fail",
+    "op": "log_softmax",
+    "rows": 1,
+    "n": 2,
+    "logits_dtype": "float64",
+    "format": "float32",
+    "findings": [
+        {
+            "kind": "beyond",
+            "detail": "2 of 2 elements are beyond the gate max_ulp; row 0, class 0: got -0.693359, truth -0.693147, "
+            "off by 3560 ULP",
+            "index": [0, 0],
+            "count": 2,
+        },
+        {
+            "kind": "offset",
+            "detail": "row 0: every element is 0.0002122 too small: the logarithm of the sum is too large",
+            "row": 0,
+        },
+        {
+            "kind": "algorithm",
+            "detail": "it is bit for bit what log_softmax gives, with correctly rounded primitives, by subtractive "
+            "(in float32, sums pairwise; or float32, sums sequential; or float32, sums warp; or float32, "
+            "sums pairwise in float64; or 3 more), or by log_of_softmax, shifted, log1p, log_with_eps (in "
+            "float16, sums pairwise; or float16, sums sequential): 10000 - 10000.693359375 is "
+            "-0.693359375: 14 of 24 bits cancelled, and what earlier steps may have rounded weighs 2^14 "
+            "times as much",
+            "variants": [
+                "subtractive in float32, sums pairwise",
+                "subtractive in float32, sums sequential",
+                "subtractive in float32, sums warp",
+                "subtractive in float32, sums pairwise in float64",
+                "subtractive in float32, sums sequential in bfloat16",
+                "log_of_softmax in float16, sums pairwise",
+                "shifted in float16, sums pairwise",
+                "log1p in float16, sums pairwise",
+                "log_with_eps in float16, sums pairwise",
+                "log_of_softmax in float16, sums sequential",
+                "shifted in float16, sums sequential",
+                "log1p in float16, sums sequential",
+                "log_with_eps in float16, sums sequential",
+                "subtractive in float32, sums sequential in float16",
+                "subtractive in float32, sums pairwise, subnormals flushed",
+            ],
+        },
+    ],
+    "metrics": {
+        "n": 2,
+        "compared": 2,
+        "max_ulp": 3560.031954795122,
+        "argmax_ulp": 0,
+        "mean_ulp": 3560.03125,
+        "p50_ulp": 3596.8044244445173,
+        "p99_ulp": 3596.8044244445173,
+        "max_ulp_ordinal": 3560,
+        "correctly_rounded": 0,
+        "max_rel": 0.0003061318663712953,
+        "argmax_rel": 0,
+        "max_rel_normal": 0.0003061318663712953,
+        "max_abs": 0.00021219444005460275,
+        "bias_ulp": -3560.03125,
+        "nan_count": 0,
+        "nan_unexpected": 0,
+        "nan_missing": 0,
+        "inf_count": 0,
+        "overflow_count": 0,
+        "zero_count": 0,
+        "underflow_count": 0,
+        "underflow_premature": 0,
+        "false_zero_count": 0,
+        "subnormal_count": 0,
+        "special_mismatch": 0,
+        "sum_defect": 0.0002121719284067236,
+        "step_overflow_count": None,
+        "step_underflow_count": None,
+        "step_invalid_count": None,
+        "kl": {"worst": 2.2511642328026937e-08, "mean": 2.2511642328026937e-08, "worst_row": 0},
+        "total_variation": None,
+        "argmax_preserved": 1,
+        "rank_inversions": None,
+        "backward_error": None,
+        "error_over_bound": 97.62673639680725,
+    },
+    "worst": [
+        {
+            "index": [0, 0],
+            "logit": 10000.0,
+            "got": -0.693359375,
+            "expected": "-6.9314718055994531e-1",
+            "ulp": 3560.03125,
+            "rel": 0.0003061317838728428,
+        }
+    ],
+    "bound": {
+        "rule": "E + u (abs(T) + E), E = u abs(x_i - m) + A, A = H - log1p(-eps) + k_l u (log S + that)",
+        "unit_roundoff": 5.960464477539063e-08,
+        "reference": "shifted",
+        "exceeded": 2,
+        "unjudged": 0,
+        "unbounded": 0,
+        "vacuous": 0,
+        "condition": 14426.950408889634,
+    },
+    "gate": {
+        "policy": "max_ulp",
+        "ulps": 4.0,
+        "rule": "ULP error <= ulps",
+        "declared": None,
+        "self_test": {"caught": ["zeros", "negated", "half", "narrowed"], "missed": [], "equivalent": ["uniform", "rolled"]},
+        "vacuous_fraction": 0.0,
+    },
+    "nonfinite": "ieee",
+    "certificate": {"relative_bound_log2": -96.0, "tiers": {"T3": 2}, "coverage": 1.0},
+    "digests": {
+        "logits": "sha256:0b0c8c4d4ff6ca467812faa7b7c71e04f834c8f63b2db030c8269301aaacfc90",
+        "output": "sha256:b03b73ed2a1e0cd6f93f61514f9a217e16468dab30c01df4e22f53e458944ec9",
+    },
+    "engine": {"version": "0.1.0", "schema": 1, "fingerprint": "numpy 2.4.6 X86_V2+X86_V3+X86_V4+AVX512_ICL"},
 }
 TRUTH_ANSWER: dict[str, Any] = {
     "op": "logsumexp",
@@ -716,6 +913,62 @@ class Outcome(BaseModel):
     truth: Annotated[Elements | None, Field(description="the truth, correctly rounded; only on request")] = None
 
 
+class VerdictFinding(BaseModel):
+    """One reason for the verdict, or what is worth knowing beside it; fields that it has no use for are left out."""
+
+    kind: Annotated[str, Field(description="see README, Findings")]
+    detail: Annotated[str, Field(description="one sentence")]
+    row: Annotated[int | None, Field(description="number of the row, from 0")] = None
+    index: Annotated[list[Index] | None, Field(description="position in the output as it was posted")] = None
+    count: Annotated[int | None, Field(description="elements, or rows, that it is true of")] = None
+    variants: Annotated[list[str], Field(description="built-in variants, with their arithmetic, that make the same output")] = []
+
+
+class SelfTest(BaseModel):
+    """What the gate makes of broken outputs: zeros, uniform, rolled by one, negated, half the row, cast to a narrower format."""
+
+    caught: list[str]
+    missed: Annotated[list[str], Field(description="every element within the tolerance")]
+    equivalent: Annotated[list[str], Field(description="as good as the truth on these rows, and not counted")]
+
+
+_VACUOUS = "share of the elements, not 0, whose tolerance is as large as they are"
+
+
+class GateAnswer(BaseModel):
+    """The gate, with the parameters as they were given beside the policy, and what it is worth on this input."""
+
+    model_config = ConfigDict(extra="allow")
+
+    policy: str
+    rule: Annotated[str, Field(description="in words")]
+    declared: Annotated[dict[str, Any] | None, Field(description="the arithmetic whose bound counts; null: the gate is no bound")]
+    self_test: SelfTest
+    vacuous_fraction: Annotated[float | None, Field(description=_VACUOUS)]
+
+
+class VerifyResponse(BaseModel):
+    """The verdict on an output, why, where, and how far from the truth it is."""
+
+    verdict: Literal["pass", "fail", "inconclusive"]
+    op: str
+    rows: Annotated[int, Field(description="rows of logits")]
+    n: Annotated[int, Field(description="logits per row")]
+    logits_dtype: str
+    format: Annotated[str, Field(description="the output's")]
+    findings: list[VerdictFinding]
+    metrics: Metrics
+    worst: Annotated[list[Worst], Field(description="special mismatches first, then by ULP error; exact elements are left out")]
+    bound: Annotated[Bound, Field(description="of the default gate, or of what was declared")]
+    gate: GateAnswer
+    nonfinite: Annotated[str, Field(description="as asked for")]
+    certificate: Certificate
+    digests: Annotated[dict[str, str], Field(description="of the tensors as they were given; " + _DIGEST)]
+    engine: Engine
+    reference: Annotated[Metrics | None, Field(description="the figures of the reference, where one was given")] = None
+    truth: Annotated[Elements | None, Field(description="the truth, correctly rounded; only on request")] = None
+
+
 class EvaluateResponse(BaseModel):
     """Formats outermost, variants within."""
 
@@ -863,6 +1116,12 @@ class InputsResponse(BaseModel):
     """The seeded input families and their parameters."""
 
     inputs: list[dict[str, Any]]
+
+
+class PoliciesResponse(BaseModel):
+    """The policies of verify, with their parameters and sources."""
+
+    policies: list[dict[str, Any]]
 
 
 class HealthResponse(BaseModel):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,6 +27,7 @@ ASK_LESS: Mapping[str, str] = {
     "evaluate": "ask for fewer rows, formats or variants; `softgauge evaluate` computes without a server and its limits",
     "thresholds": "ask for a smaller n or another summation; `softgauge thresholds` computes without a server and its limits",
     "truth": "ask for fewer rows or digits, or `import engine` and call certify",
+    "verify": "send fewer rows; `softgauge verify` judges without a server and its limits",
 }
 _LONGEST_NAME = 64  # characters of the name of a family's parameter
 _UNCHANGED = "the same request stays undecided; change that row or leave it out"
@@ -105,7 +107,66 @@ def thresholds(body: bytes, limits: Limits, announce: Announce) -> bytes:
     return _written(engine.encode(engine.thresholds(asked.op, variant, fmt, asked.n, asked.summation, axes)))
 
 
-TASKS: Mapping[str, Task] = {"evaluate": evaluate, "truth": truth, "thresholds": thresholds}
+def verify(body: bytes, limits: Limits, announce: Announce) -> bytes:
+    """POST /v1/verify. announce: told the estimated seconds before the computation starts. Raises Problem."""
+    request = parse(schemas.VerifyRequest, body, limits)
+    problem, size = _problem(request, limits)
+    output, reference, outputs = _outputs(request, limits)
+    gate = _gate(request.gate, limits)
+    _at_most(request.worst, limits.max_worst, "max_worst", "worst", "/worst", kind="invalid")
+    if "elements" in request.include:
+        _at_most(size, limits.max_response_elements, "max_response_elements", "elements in the answer", "/include")
+    with engine_errors("/op"):
+        seconds = engine.estimate_verdict(problem, output, request.axis)
+    _admit(seconds, limits, announce, ASK_LESS["verify"])
+    options: dict[str, Any] = {
+        "nonfinite": request.nonfinite,
+        "include": request.include,
+        "worst": request.worst,
+        "axis": request.axis,
+    }
+    with engine_errors("/gate/policy", invalid="/output"):
+        verdict = engine.verify(problem, output, gate, reference=reference, outputs=outputs, audit=limits.audit_logits, **options)
+    return _written(engine.encode(verdict))
+
+
+def _outputs(request: schemas.VerifyRequest, limits: Limits) -> tuple[tensors.Array, tensors.Array | None, list[tensors.Array]]:
+    """The output, the reference, and the repeated runs, each with its dtype."""
+    output = _judged(request.output, "/output", limits)
+    reference = None if request.reference is None else _judged(request.reference, "/reference", limits)
+    return output, reference, [_judged(value, f"/outputs/{i}", limits) for i, value in enumerate(request.outputs)]
+
+
+def _judged(value: object, pointer: str, limits: Limits) -> tensors.Array:
+    """A tensor that must say its dtype."""
+    if not isinstance(value, dict):
+        form = '{"dtype": "float32", "shape": [2, 3], "data": [...]}'
+        given = "it is missing" if value is None else f"{shown(value)} has no dtype"
+        raise _invalid(limits, Finding(pointer, f"{given}: what is judged says in which format it is, as {form} does"))
+    return _read(tensors.read_declared, value, pointer, limits)
+
+
+def _gate(given: schemas.Gate, limits: Limits) -> engine.Gate:
+    """The engine's gate; a parameter that is wrong has its place."""
+    parameters = given.model_extra or {}
+    with engine_errors("/gate/policy"):
+        engine.check_gate(engine.Gate(given.policy), partly=True)
+    for name, value in parameters.items():
+        pointer = place(["gate", name])
+        if len(name) > _LONGEST_NAME or not _is_parameter(value):
+            called = shown(name) if len(name) > _LONGEST_NAME else shown(value)
+            raise _invalid(limits, Finding(pointer, f"{called} {_GATE_PARAMETER}"))
+        with engine_errors(pointer, invalid=pointer):
+            engine.check_gate(engine.Gate(given.policy, {name: value}), partly=True)
+    gate = engine.Gate(given.policy, parameters)
+    with engine_errors("/gate/policy", invalid="/gate"):
+        engine.check_gate(gate)
+    return gate
+
+
+_GATE_PARAMETER = "is no parameter of a policy; that is a finite number or a string under a short name: /v1/policies lists them"
+
+TASKS: Mapping[str, Task] = {"evaluate": evaluate, "truth": truth, "thresholds": thresholds, "verify": verify}
 
 
 def warm() -> None:
@@ -164,19 +225,31 @@ def _problem(request: schemas.ProblemRequest, limits: Limits) -> tuple[engine.Pr
         given = "neither is" if request.logits is None else "both are"
         raise _invalid(limits, Finding("/logits", f"exactly one of logits and inputs is needed, and {given} given"))
     logits = _generated(request.inputs, limits) if request.inputs else _read(tensors.read, request.logits, "/logits", limits)
-    if request.axis not in (-1, logits.ndim - 1):
-        rule = f"the last axis is reduced, which is -1 or {logits.ndim - 1} here; move the axis you mean to the end"
-        raise _invalid(limits, Finding("/axis", f"axis is {shown(request.axis)}: {rule}"))
+    shape = _reduced_last(request, logits.shape, limits)
     targets, grad_output = request.targets, request.grad_output
     if targets is not None:
-        targets = _read(tensors.read_targets, targets, "/targets", limits, logits.shape)
+        targets = _read(tensors.read_targets, targets, "/targets", limits, shape)
     if grad_output is not None:
         grad_output = _read(tensors.read, grad_output, "/grad_output", limits)
     problem = engine.Problem(request.op, logits, targets, grad_output, _params(request.params, limits))
     with engine_errors("/op"):
-        size = math.prod(engine.output_shape(problem))
+        size = math.prod(engine.output_shape(replace(problem, logits=np.broadcast_to(np.zeros(1), shape))))
     _at_most(size, limits.max_elements, "max_elements", "elements of the output", _source(request))
     return problem, size
+
+
+def _reduced_last(request: schemas.ProblemRequest, shape: tuple[int, ...], limits: Limits) -> tuple[int, ...]:
+    """The logits' shape with the reduced axis at the end; only verify takes another one than the last."""
+    axis, rank = request.axis, len(shape)
+    if isinstance(request, schemas.VerifyRequest):
+        if not -rank <= axis < rank:
+            rule = f"logits of rank {rank} have the axes {-rank} to {rank - 1}"
+            raise _invalid(limits, Finding("/axis", f"axis is {shown(axis)}: {rule}"))
+        return (*shape[: axis % rank], *shape[axis % rank + 1 :], shape[axis])
+    if axis not in (-1, rank - 1):
+        rule = f"the last axis is reduced, which is -1 or {rank - 1} here; move the axis you mean to the end"
+        raise _invalid(limits, Finding("/axis", f"axis is {shown(axis)}: {rule}"))
+    return shape
 
 
 def _params(given: schemas.Params | None, limits: Limits) -> engine.Params:

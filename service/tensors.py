@@ -100,6 +100,11 @@ def read(value: object, pointer: str, bounds: Bounds) -> Array:
     return _floats(_flatten(value, pointer, bounds), bounds)
 
 
+def read_declared(value: dict[str, Any], pointer: str, bounds: Bounds) -> Array:
+    """A tensor object of numbers, of any rank. Raises BadTensor."""
+    return _declared(value, pointer, bounds, integers=False, least_rank=0)
+
+
 def read_targets(value: object, pointer: str, bounds: Bounds, logits_shape: tuple[int, ...]) -> Array:
     """Targets for logits of that shape: int64 class indices (the shape without the last axis) or weights. Raises BadTensor."""
     if isinstance(value, dict):
@@ -125,7 +130,7 @@ def read_booleans(value: object, pointer: str, bounds: Bounds) -> Array:
     return np.array(items, dtype=bool).reshape(cells.shape)
 
 
-def _declared(value: dict[str, Any], pointer: str, bounds: Bounds, *, integers: bool) -> Array:
+def _declared(value: dict[str, Any], pointer: str, bounds: Bounds, *, integers: bool, least_rank: int | None = None) -> Array:
     """A tensor object: {dtype, shape, data} and perhaps encoding or rounding."""
     door = value.get("encoding")
     if "encoding" in value and door not in ("base64", "bits"):
@@ -133,7 +138,8 @@ def _declared(value: dict[str, Any], pointer: str, bounds: Bounds, *, integers: 
         raise BadTensor((f"{pointer}/encoding", f"{shown(door)} {rule}"))
     _check_keys(value, "encoding" if door else "rounding", pointer, bounds)
     dtype = _dtype(value["dtype"], f"{pointer}/dtype", integers=integers)
-    shape = _shape(value["shape"], f"{pointer}/shape", bounds, least_rank=0 if integers else 1)
+    least = (0 if integers else 1) if least_rank is None else least_rank
+    shape = _shape(value["shape"], f"{pointer}/shape", bounds, least_rank=least)
     if door == "base64":
         return _base64(value["data"], dtype, shape, f"{pointer}/data")
     cells = _matching(_flatten(value["data"], f"{pointer}/data", bounds), shape, f"{pointer}/data")

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 import engine
 from service.errors import engine_errors
 from service.routes.contract import returns
-from service.schemas import FormatsResponse, InputsResponse, OpsResponse, SummationsResponse, VariantsResponse
+from service.schemas import FormatsResponse, InputsResponse, OpsResponse, PoliciesResponse, SummationsResponse, VariantsResponse
 
 router = APIRouter(prefix="/v1", tags=["catalogue"], default_response_class=JSONResponse)
 
@@ -48,6 +48,12 @@ async def summations() -> JSONResponse:
 async def inputs() -> JSONResponse:
     """The families and their parameters."""
     return _listed("inputs", engine.catalogue("inputs"))
+
+
+@router.get("/policies", operation_id="list_policies", summary="The policies of verify", responses=returns(PoliciesResponse))
+async def policies() -> JSONResponse:
+    """Named rules of tolerance: what each compares, its parameters, and where it is from."""
+    return _listed("policies", engine.catalogue("policies"))
 
 
 def _listed(name: str, rows: list[dict[str, Any]]) -> JSONResponse:

@@ -12,7 +12,15 @@ from service.settings import Limits
 
 DOCUMENT = json.loads(OPENAPI_FILE.read_text())
 OPERATIONS = [(path, method, operation) for path, row in DOCUMENT["paths"].items() for method, operation in row.items()]
-EXAMPLES = [("evaluate", name) for name in schemas.EVALUATE_EXAMPLES] + [("truth", name) for name in schemas.TRUTH_EXAMPLES]
+EXAMPLES = [
+    (route, name)
+    for route, examples in (
+        ("evaluate", schemas.EVALUATE_EXAMPLES),
+        ("truth", schemas.TRUTH_EXAMPLES),
+        ("verify", schemas.VERIFY_EXAMPLES),
+    )
+    for name in examples
+]
 
 
 def conforms(value, name):
@@ -80,6 +88,7 @@ def test_every_example_runs_and_its_answer_fits_the_schema(service, route, name)
     [
         ("evaluate", schemas.EVALUATE_ANSWERED),
         ("truth", schemas.TRUTH_EXAMPLES["tiny"]["value"]),
+        ("verify", schemas.VERIFY_EXAMPLES["gate"]["value"]),
     ],
 )
 def test_the_answer_shown_is_the_answer(service, route, request_of):
