@@ -39,8 +39,8 @@ def test_the_running_service_serves_it(service):
 def test_it_is_openapi_3_1_with_every_resource():
     assert DOCUMENT["openapi"].startswith("3.1")
     names = {operation["operationId"] for _, _, operation in OPERATIONS}
-    catalogue = {"list_ops", "list_variants", "list_formats", "list_summations", "list_inputs"}
-    assert names == {"evaluate", "truth", "thresholds", "live", "ready", "metrics"} | catalogue
+    catalogue = {f"list_{kind}" for kind in ("ops", "variants", "formats", "summations", "inputs", "policies")}
+    assert names == {"evaluate", "truth", "verify", "thresholds", "live", "ready", "metrics"} | catalogue
 
 
 def test_every_reference_leads_somewhere():
