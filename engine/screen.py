@@ -850,7 +850,9 @@ class _Rows:
         fine = cell.fine
         if fine is not None:
             c, used = cell.c.reshape(-1)[fine.at], ~np.isin(fine.at, cell.odd)
-            cell.r.reshape(-1)[fine.at[used]] = ((((c - fine.base) - fine.low) - fine.rest) - fine.spill)[used]
+            # what is near to each other first: else c - base, of the size of rest, would lose as much as low
+            r, lost = dd.two_sum((c - fine.base) - fine.rest, -fine.low)
+            cell.r.reshape(-1)[fine.at[used]] = (r + (lost - fine.spill))[used]
 
     def _rounded(self, cell: _Cells) -> None:
         """R = RN(T), decided where T is near a midpoint."""

@@ -80,3 +80,21 @@ def test_a_row_longer_than_the_bounds_are_proven_for_is_left_to_the_exact_path(m
     monkeypatch.setattr("engine.truth.fast.LONGEST", 600)
     logits = np.random.default_rng(1).standard_normal((1, 700))
     assert measure(Problem("logsumexp", logits), np.zeros(1)).certificate.tiers == {"T3": 1}
+
+
+@pytest.mark.parametrize("gap", [1030.0, 5000.0, 1e6, 1e200])
+def test_log_probabilities_far_below_get_the_figures_of_the_exact_path(gap):
+    stream = np.random.default_rng(5)
+    logits = stream.uniform(-0.1, 0.1, (2, 600))
+    logits[:, ::2] -= gap * stream.uniform(1, 2, (2, 300))  # x - m is no binary64 number: its low part counts
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    output = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    output[1] = np.nextafter(output[1], stream.choice((-np.inf, np.inf), 600))
+    output[1, :7] *= (0.5, 0.75, 1.5, 2.0, 0.0, -1.0, -1.0)
+    output[1, 8:12] = (1e308, 1e308, -1e308, -1e308)
+    problem = Problem("log_softmax", logits)
+    for row in (0, 1):
+        one = Problem("log_softmax", logits[row])
+        expected = exactly(Measurement(output[row], Truth(one, FORMATS["float64"])))
+        assert measure(one, output[row], worst=0).metrics == expected
+    assert measure(problem, output, worst=0).metrics == exactly(Measurement(output, Truth(problem, FORMATS["float64"])))
