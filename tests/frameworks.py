@@ -3,9 +3,10 @@
 Runs where those are installed, and needs nothing of this project: a throw-away environment, never a dependency. What is there
 is asked, what is not is left out, and what a framework refuses (a format, an op) is told.
 
-    python -m venv /tmp/frameworks
-    /tmp/frameworks/bin/pip install torch==2.13.0 jax optax onnx onnxruntime scipy ml_dtypes
-    /tmp/frameworks/bin/python tests/frameworks.py OUT
+    python -m venv ENV
+    ENV/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+    ENV/bin/pip install jax optax onnx onnxruntime scipy ml_dtypes
+    ENV/bin/python tests/frameworks.py OUT
     python -m tests.kept OUT
 
 OUT gets a file for each format and n, <format>-<n>.npz. Arrays are bit patterns, unsigned integers of the format's width, under

@@ -33,6 +33,7 @@ PATH = Path(__file__).parent / "data" / "golden" / "frameworks.json"
 PREC = 400
 DTYPES: dict[str, Any] = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
 BITS = {"float16": np.uint16, "bfloat16": np.uint16, "float32": np.uint32, "float64": np.uint64}
+UP = 500  # log2 of what subnormal terms are scaled by
 KEPT_N = 100
 AGREE = 1e-9
 LOSS = Fraction(1, 10**10)  # relative, of the figures here
@@ -77,38 +78,43 @@ def truths(op: str, x: Sequence[float], target: int | Sequence[float] | None) ->
     return [(e[i] / whole * total if i in e else arb(0)) - y[i] for i in range(n)]
 
 
-def is_rational(op: str, x: Sequence[float], i: int) -> bool:
-    """Whether an element may lie on a number of the format or a midpoint, by theorem; no target here is all zeros."""
+def rationals(op: str, x: Sequence[float]) -> list[bool]:
+    """Which of a row's values may lie on a number of the format or a midpoint, by theorem; no target here is all zeros."""
     live = [v for v in x if v != -math.inf]
-    if op in ("log_softmax", "logsumexp", "cross_entropy"):
-        return len(live) == 1
-    return x[i] == -math.inf or min(live) == max(live)
+    if op in ("logsumexp", "cross_entropy"):
+        return [len(live) == 1]
+    some = len(live) == 1 if op == "log_softmax" else min(live) == max(live)
+    return [some or v == -math.inf for v in x]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row's truth in a format: T, log2 of its ulp, T in ulps, whether T is rational, R."""
+    """One row's truth in a format: T, log2 of its ulp, T in ulps, whether T is rational, R; bits of the balls."""
 
     truth: list[arb | float]
     unit: Array
     in_ulps: Array
     rational: Array
     rounded: Array
+    prec: int
 
 
 def row(op: str, fmt: str, x: Sequence[float], target: int | Sequence[float] | None) -> Row:
     """The truth of a row of logits."""
     precision, emin, _ = judge.FORMATS[fmt]
-    with ctx.workprec(PREC):
+    deep = fmt == "float64" and max(x) - min(v for v in x if v != -math.inf) > 200
+    with ctx.workprec(prec := 3 * PREC if deep else PREC):
         truth = truths(op, x, target)
         units = [_unit(t, precision, emin) for t in truth]
         in_ulps = np.array([t if isinstance(t, float) else float(t * scale(-u)) for t, u in zip(truth, units, strict=True)])
-        rational = np.array([isinstance(t, float) or is_rational(op, x, i) for i, t in enumerate(truth)])
+        rational, top = np.array(rationals(op, x)), max(x)
         steps = np.rint(in_ulps)
         finite = np.where(np.isfinite(in_ulps), in_ulps, 0.0)
         for i in np.flatnonzero(np.abs(finite - np.floor(finite) - 0.5) < 2**-10):
-            steps[i] = _beside_midpoint(truth[i] * scale(-units[i]), math.floor(in_ulps[i]), bool(rational[i]), op)
-    return Row(truth, np.array(units), in_ulps, rational, np.ldexp(steps, np.array(units)))
+            low = math.floor(in_ulps[i])
+            otherwise = low % 2 == 1 if rational[i] else is_above(op, len(truth) > 1 and x[i] == top)
+            steps[i] = low + _above(truth[i] * scale(-units[i]), low + 0.5, otherwise)
+    return Row(truth, np.array(units), in_ulps, rational, np.ldexp(steps, np.array(units)), prec)
 
 
 def _unit(t: arb | float, precision: int, emin: int) -> int:
@@ -118,14 +124,13 @@ def _unit(t: arb | float, precision: int, emin: int) -> int:
     return max(exp - 1 if man and math.isfinite(man) else emin, emin) - precision + 1
 
 
-def _beside_midpoint(t: arb, low: int, rational: bool, op: str) -> float:
-    beside = t - (low + arb(0.5))
-    if beside > 0 or beside < 0:
-        return low + int(beside > 0)
-    if rational:
-        return low + low % 2
-    assert op == "log_softmax"  # d less than nothing much: just below
-    return low
+def is_above(op: str, at_top: bool) -> bool:
+    """Whether a T that the balls do not part from a rational is above it: that is T but for exponentials of far smaller logits."""
+    return op in ("logsumexp", "cross_entropy") or (op in ("softmax", "cross_entropy_grad") and not at_top)
+
+
+def _above(t: arb, value: float, otherwise: bool) -> bool:
+    return bool(t > value) if t > value or t < value else otherwise
 
 
 # ---- figures -------------------------------------------------------------------------------------------------------------
@@ -149,10 +154,10 @@ class Cells:
         """c - T in ulps where compared, 0 elsewhere."""
         T, units = self.truth.truth, self.truth.unit
         found = np.zeros(len(T))
-        with ctx.workprec(PREC):
+        with ctx.workprec(self.truth.prec):
             for i in np.flatnonzero(self.compared):
                 found[i] = float((arb(float(self.c[i])) - T[i]) * scale(-int(units[i])))
-        found[self.truth.rational & (np.abs(found) < 2.0**-200)] = 0
+        found[self.truth.rational & (np.abs(found) < 2.0 ** (100 - self.truth.prec))] = 0
         return found
 
     @cached_property
@@ -168,7 +173,7 @@ class Cells:
     def _far(self, i: int) -> float:
         if self._zero[i]:
             return 0.0 if self.c[i] == 0 else math.inf
-        with ctx.workprec(PREC):
+        with ctx.workprec(self.truth.prec):
             return float(abs(arb(float(self.c[i])) / self.truth.truth[i] - 1))
 
     @cached_property
@@ -201,11 +206,9 @@ class Cells:
 
     def _more(self, i: int, size: float) -> bool:
         """Whether an error that is size to binary64, though T is not rational, is larger."""
-        with ctx.workprec(PREC):
+        with ctx.workprec(self.truth.prec):
             error = abs((arb(float(self.c[i])) - self.truth.truth[i]) * scale(-int(self.truth.unit[i])))
-        if error > size or error < size:
-            return bool(error > size)
-        return bool(self.signed[i] > 0) == (self.op == "log_softmax")  # T is just below d there, just above -d for a loss
+        return _above(error, size, bool(self.signed[i] > 0) != is_above(self.op, len(self.c) > 1 and self.x[i] == self.x.max()))
 
     def kl(self, probabilities: Row) -> float:
         c, log = self.c, self.op == "log_softmax"
@@ -214,12 +217,12 @@ class Cells:
             return math.inf
         if log:
             w = np.ldexp(self.signed, self.truth.unit)
-            return math.fsum(np.ldexp(probabilities.in_ulps, probabilities.unit) * _expm1_less(w))
+            return math.ldexp(math.fsum(np.ldexp(probabilities.in_ulps, probabilities.unit + UP) * _expm1_less(w)), -UP)
         used = R != 0
         if (c[used] <= 0).any():
             return math.inf
-        T = np.ldexp(self.truth.in_ulps, self.truth.unit)[used]
-        return math.fsum(T * _less_log1p(self.signed[used] / self.truth.in_ulps[used]))
+        T = np.ldexp(self.truth.in_ulps, self.truth.unit + UP)[used]
+        return math.ldexp(math.fsum(T * _less_log1p(self.signed[used] / self.truth.in_ulps[used])), -UP)
 
     def total_variation(self) -> float:
         return math.inf if np.isinf(self.c).any() else math.fsum(self.absolute) / 2
@@ -231,11 +234,14 @@ class Cells:
         if len(used) < 2:
             return 0.0
         delta = self.signed[used] / self.truth.in_ulps[used]
-        ends = used[[int(np.argmax(delta)), int(np.argmin(delta))]]
-        with ctx.workprec(PREC):
-            high, low = ((arb(float(self.c[i])) / self.truth.truth[i]).log() for i in ends)
-            spread = float((high - low) / 2)
-        return 0.0 if abs(spread) < 2.0**-300 else spread
+        close = 1e-12 * np.abs(delta).max()  # what may be an end
+        with ctx.workprec(self.truth.prec):
+            high, low = (
+                pick(arb(float(self.c[i])) / self.truth.truth[i] for i in used[near])
+                for pick, near in ((max, delta >= delta.max() - close), (min, delta <= delta.min() + close))
+            )
+            spread = float((high / low).log() / 2)
+        return 0.0 if abs(spread) < 2.0 ** (100 - self.truth.prec) else spread
 
     def sum_defect(self) -> float | None:
         if self.op not in ("softmax", "log_softmax", "cross_entropy_grad"):
@@ -243,9 +249,9 @@ class Cells:
         if (np.isinf(self.c) & ~((self.op == "log_softmax") & (self.c < 0))).any():
             return None if self.op == "cross_entropy_grad" else math.inf
         if self.op == "log_softmax":
-            with ctx.workprec(PREC):
+            with ctx.workprec(self.truth.prec):
                 total = sum((arb(float(v)).exp() for v in self.c if v != -math.inf), arb(-1))
-                return 0.0 if (size := abs(float(total))) < 2.0**-300 else size
+                return 0.0 if (size := abs(float(total))) < 2.0 ** (100 - self.truth.prec) else size
         return abs(math.fsum([*self.c, -1.0 if self.op == "softmax" else 0.0]))
 
     def preserved(self) -> bool:
@@ -257,8 +263,11 @@ class Cells:
             T = self.truth.truth
             size = np.ldexp(self.truth.in_ulps, self.truth.unit)
             best = np.flatnonzero(size >= size.max() - abs(size.max()) * 1e-12)
-            with ctx.workprec(PREC):
-                at = np.array([i for i in best if not any(T[j] > T[i] for j in best)])
+            with ctx.workprec(self.truth.prec):
+                top = best[0]
+                for i in best:
+                    top = i if T[i] > T[top] else top
+                at = np.array([i for i in best if not T[top] > T[i]])
         return bool((self.c[at] == self.c.max()).any())
 
     def inversions(self) -> int:
@@ -384,6 +393,8 @@ def _rounds(have: float, want: float, step: Fraction) -> bool:
     if math.isinf(want):
         return have == want
     exact = Fraction(want)
+    if abs(have - want) <= 2.0**-1073:
+        return True
     return any(have == significant(exact * (1 + k * LOSS), MEAN, step) for k in (-1, 0, 1))
 
 
