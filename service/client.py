@@ -10,7 +10,7 @@ Tensors, as logits, output and so on:
   * NumPy arrays, also of ml_dtypes; PyTorch tensors on any device; JAX, CuPy and TensorFlow arrays; whatever has __array__ or
     the buffer protocol and says its dtype;
   * (data, dtype, shape): raw bytes, little-endian, in row-major order, of one of the dtypes below; so bfloat16 and fp8 enter
-    without any library. (data, dtype) will do for an array of unsigned integers that holds the bits of a dtype as wide;
+    without any library. (data, dtype) will do for an array of unsigned integers as wide, which hold the bits;
   * (numbers, dtype): nested lists. A number that the dtype cannot hold is refused, not rounded. Bare nested lists are float64,
     or int64 if every number is an integer and they are targets; an output has to say its dtype.
 """
@@ -253,16 +253,13 @@ def _declared(name: str, data: Any, dtype: str, shape: Sequence[int] | None = No
     kind = _NAMES.get(dtype.lower())
     if kind is None:
         raise ValueError(f"{name} is declared {dtype!r}, which is no dtype; known: {', '.join(_FORMATS)}")
-    if isinstance(data, (bytes, bytearray)) or (isinstance(data, memoryview) and shape is not None):
-        if shape is None:
-            raise ValueError(f"{name} is of bytes: give their shape too, as in (data, {dtype!r}, shape)")
+    if isinstance(data, (bytes, bytearray, memoryview)) and shape is not None:
         found = _Tensor(kind, tuple(shape), _flat(memoryview(data)))
     elif _is_numbers(data):
         found = _from_numbers(name, data, kind)
     else:
         found = _array(name, data)
-        same = found.dtype.startswith("uint") and found.dtype in _FORMATS and _FORMATS[found.dtype].size == _FORMATS[kind].size
-        if found.dtype != kind and not same:
+        if found.dtype not in (kind, f"uint{8 * _FORMATS[kind].size}") and (found.dtype != "uint8" or shape is None):
             raise ValueError(f"{name} is of dtype {found.dtype}, which holds no bits of {kind}: convert it, or give raw bytes")
     extents = found.shape if shape is None else tuple(int(extent) for extent in shape)
     wanted = math.prod(extents) * _FORMATS[kind].size
@@ -286,7 +283,8 @@ def _array(name: str, value: Any) -> _Tensor:
             raise TypeError(f"{name} is an array of objects, not of numbers")
         if value.dtype.str.startswith(">"):
             value = value.astype(value.dtype.newbyteorder("<"))
-        return _Tensor(value.dtype.name, tuple(value.shape), _flat(memoryview(value.reshape(-1).view("uint8"))))
+        whole = value if value.flags.c_contiguous else value.copy()
+        return _Tensor(value.dtype.name, tuple(value.shape), _flat(memoryview(whole.reshape(-1).view("uint8"))))
     try:
         view = memoryview(value)
     except TypeError:
@@ -310,7 +308,9 @@ def _from_numbers(name: str, value: Any, dtype: str) -> _Tensor:
     """Nested lists, or one number, each stored exactly."""
     row = _FORMATS[dtype]
     if not row.letter:
-        raise ValueError(f"{name}: numbers cannot be written as {dtype} here; give its bytes, as in (data, {dtype!r}, shape)")
+        raise ValueError(
+            f"{name} is of numbers, which this file does not write as {dtype}: give its bytes, as in (data, {dtype!r}, shape)"
+        )
     level, shape = [value], []
     while level and isinstance(level[0], (list, tuple)):
         shape.append(len(level[0]))
