@@ -6,11 +6,11 @@ What arrives is kept in `seen`; `replies` are given in place of a verdict, first
 import io
 import json
 import re
+import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -152,8 +152,5 @@ def running():
 
 
 if __name__ == "__main__":  # `python fake.py --host 127.0.0.1 --port N`: what `softgauge serve` is to a test
-    import sys
-
-    sys.path.insert(0, str(Path(__file__).parent))
     port = int(sys.argv[sys.argv.index("--port") + 1])
     ThreadingHTTPServer(("127.0.0.1", port), _Handler).serve_forever()
