@@ -33,7 +33,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from numbers import Integral, Real
-from typing import Any, NamedTuple, Union
+from typing import IO, Any, NamedTuple, Union
 from urllib.parse import urlsplit
 
 __all__ = ["ServiceError", "UnexpectedVerdict", "assert_verdict", "report", "serving", "verify"]
@@ -88,7 +88,7 @@ class ServiceError(Exception):
     """No verdict was reached. status: that of the HTTP answer, None if there was none. errors: {pointer, detail} each."""
 
     def __init__(self, title: str, detail: str, status: int | None = None, errors: Sequence[Mapping[str, str]] = ()) -> None:
-        rows = (f"\n  {row['pointer']}: {row['detail']}" for row in errors if row["detail"] != detail)
+        rows = (f"\n  {row.get('pointer')}: {row.get('detail')}" for row in errors if row.get("detail") != detail)
         super().__init__(f"{title}{f' ({status})' if status else ''}: {detail}{''.join(rows)}")
         self.status, self.title, self.detail, self.errors = status, title, detail, list(errors)
 
@@ -147,14 +147,16 @@ def verify(
     timeout: seconds that may pass without a byte from the service. One that is busy is asked up to five times, as it bids.
     Raises ValueError or TypeError for what cannot be sent, ServiceError for what ends without a verdict.
     """
-    tensors = {
-        "logits": _tensor("logits", logits, "float64"),
-        "output": _tensor("output", output, None),
-        **{f"outputs.{i}": _tensor(f"outputs.{i}", item, None) for i, item in enumerate(outputs)},
-    }
-    others = {"targets": targets, "grad_output": grad_output, "reference": reference}
-    bare = {"targets": "int64" if _integral(targets) else "float64"}
-    tensors.update((name, _tensor(name, value, bare.get(name, "float64"))) for name, value in others.items() if value is not None)
+    given = [
+        ("logits", logits, "float64"),
+        ("output", output, None),
+        *((f"outputs.{i}", item, None) for i, item in enumerate(outputs)),
+        ("targets", targets, "int64" if _integral(targets) else "float64"),
+        ("grad_output", grad_output, "float64"),
+        ("reference", reference, "float64"),
+    ]
+    needed = ("logits", "output")
+    tensors = {name: _tensor(name, value, bare) for name, value, bare in given if value is not None or name in needed}
     request = {"op": op, "gate": {"policy": gate} if isinstance(gate, str) else _plain("gate", gate)}
     request.update(nonfinite=nonfinite, axis=axis)
     if params:
@@ -170,12 +172,18 @@ def report(answer: Mapping[str, Any]) -> str:
     lines = [f"  {row['detail']}" for row in answer.get("findings") or ()]
     if worst := answer.get("worst"):
         lines += ["worst elements:", *(f"  {_element(row)}" for row in worst[:4])]
-    gate = answer.get("gate") or {}
-    tested = gate.get("self_test") or {}
-    caught = "; ".join(f"{word} {', '.join(tested[word])}" for word in ("caught", "missed") if tested.get(word))
-    lines.append(f"gate {gate.get('policy')}" + (f": {caught}" if caught else ""))
+    if gate := answer.get("gate"):
+        lines.append(_gate(gate))
     lines += [f"{name} {digest}" for name, digest in (answer.get("digests") or {}).items()]
     return "\n".join(lines)
+
+
+def _gate(gate: Mapping[str, Any]) -> str:
+    """The policy, its parameters, and which wrong outputs it tells from right ones."""
+    tested = gate.get("self_test") or {}
+    others = (f"{name}={value}" for name, value in gate.items() if name not in ("policy", "self_test", "vacuous_fraction"))
+    caught = "; ".join(f"{word} {', '.join(tested[word])}" for word in ("caught", "missed") if tested.get(word))
+    return " ".join(["gate", str(gate.get("policy")), *others]) + (f": {caught}" if caught else "")
 
 
 def _element(row: Mapping[str, Any]) -> str:
@@ -206,13 +214,7 @@ def serving(command: Sequence[str] = ("softgauge", "serve"), seconds: float = 60
             detail = f"{command[0]!r} cannot be started ({error}); install Softgauge, or name the URL of a service"
             raise ServiceError("No service", detail) from None
         try:
-            deadline = time.monotonic() + seconds
-            while not _is_ready(url):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    said = log.read()[-2000:].decode(errors="replace")
-                    raise ServiceError("No service", f"{' '.join(command)} did not start within {seconds:g} s; it says: {said}")
-                time.sleep(0.1)
+            _await(process, url, seconds, log)
             yield url
         finally:
             process.terminate()
@@ -221,6 +223,17 @@ def serving(command: Sequence[str] = ("softgauge", "serve"), seconds: float = 60
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _await(process: subprocess.Popen[bytes], url: str, seconds: float, log: IO[bytes]) -> None:
+    """Return once the service is ready. Raises ServiceError, with what it said, if it ends or takes longer."""
+    deadline = time.monotonic() + seconds
+    while not _is_ready(url):
+        if process.poll() is not None or time.monotonic() > deadline:
+            log.seek(0)
+            said = log.read()[-2000:].decode(errors="replace")
+            raise ServiceError("No service", f"the command did not start one within {seconds:g} s; it said: {said}")
+        time.sleep(0.1)
 
 
 # ---- tensors ----------------------------------------------------------------------------------------------------------

@@ -374,7 +374,11 @@ def test_what_is_no_verdict_cannot_be_expected(fake, expect):
 
 
 def test_a_report_of_little_says_little():
-    assert client.report({"verdict": "pass"}) == "gate None"
+    assert client.report({"verdict": "pass"}) == ""
+    assert (
+        client.report({"gate": {"policy": "allclose", "rtol": 1e-05, "atol": "Infinity"}})
+        == "gate allclose rtol=1e-05 atol=Infinity"
+    )
     row = {"index": [], "logit": None, "got": "NaN", "expected": "1.5e+0", "ulp": None, "rel": None}
     assert "  []: got NaN, truth 1.5e+0; no distance" in client.report({"verdict": "fail", "worst": [row], "gate": {}})
 
@@ -511,6 +515,9 @@ def test_the_service_ends_with_a_failing_test_too():
 def test_a_service_that_does_not_start_says_why():
     command = [sys.executable, "-c", "import sys; sys.exit('no port for you')"]
     with pytest.raises(client.ServiceError, match="no port for you"), client.serving(command):
+        pass
+    command = [sys.executable, "-c", "import time; print('still loading', flush=True); time.sleep(9)"]
+    with pytest.raises(client.ServiceError, match=r"within 0.5 s; it said: still loading"), client.serving(command, 0.5):
         pass
     with pytest.raises(client.ServiceError, match="cannot be started"), client.serving(["no-such-program"]):
         pass
