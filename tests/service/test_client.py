@@ -242,7 +242,7 @@ def test_what_cannot_be_sent_is_named(fake, name, value, error, says):
 
 
 def test_the_file_is_aligned_and_read_by_the_official_reader(tmp_path, fake):
-    arrived(fake, logits=ROWS.astype("float16"), output=SOFTMAX.astype("uint8"), targets=np.array([1, 2]))
+    arrived(fake, logits=np.ones(3, "float16"), output=np.ones(3, "uint8"), targets=np.array([1, 2]))
     raw = fakes.parts(fake.last["headers"]["Content-Type"], fake.last["body"])["tensors"][1]
     (length,) = struct.unpack("<Q", raw[:8])
     assert length % 8 == 0
@@ -278,7 +278,10 @@ def test_nothing_large_is_copied(fake):
     _, body = client._multipart(b"{}", {"logits": tensor})
     logits[0, 0] = 1.0
     assert b"".join(body).count(struct.pack("<f", 1.0)) == 1
-    assert max(map(len, client._pieces([bytes(3 << 20)]))) == 1 << 20
+    body = [b"head", bytes(range(256)) * 5000, b""]
+    pieces = list(client._pieces(body))
+    assert max(map(len, pieces)) == 1 << 20
+    assert b"".join(pieces) == b"".join(body)
 
 
 def test_what_is_asked_stands_in_the_request(fake):
@@ -293,7 +296,7 @@ def test_what_is_asked_stands_in_the_request(fake):
 
 def test_params_are_json_data(fake):
     mask = np.array([[True, False, True, True]] * 2)
-    params = {"scale": np.float64(0.5), "softcap": None, "mask": mask, "weights": np.array([1, 2], "float32"), "reduction": "mean"}
+    params = {"scale": np.array(0.5), "softcap": None, "mask": mask, "weights": np.array([1, 2], "float32"), "reduction": "mean"}
     client.verify("softmax", ROWS, SOFTMAX, params={**params, "sink": float("-inf"), "ignore_index": np.int64(-100)})
     sent = fake.last["request"]["params"]
     weights = {"dtype": "float32", "shape": [2], "encoding": "base64", "data": "AACAPwAAAEA="}
@@ -445,6 +448,15 @@ def test_other_statuses_and_other_services_are_no_verdict(fake, status):
     assert "no Softgauge service" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(404, {"detail": "Not Found"}), (500, {"verdict": "pass"}), (200, {"verdict": "perhaps"}), (200, {}), (200, ["pass"])],
+)
+def test_json_of_another_shape_is_no_verdict(fake, status, body):
+    fake.replies.append((status, {"Content-Type": "application/json"}, json.dumps(body).encode()))
+    assert "no Softgauge service" in str(failing())
+
+
 def test_a_redirect_is_not_followed(fake):
     fake.replies.append((307, {"Location": "http://127.0.0.2/v1/verify"}, b""))
     assert "http://127.0.0.2/v1/verify, which is not followed" in str(failing(key="secret"))
@@ -496,9 +508,10 @@ def test_tls_is_checked(fake):
 
 
 def test_serving_starts_a_service_and_ends_it():
-    command = [sys.executable, fakes.__file__]
-    with client.serving(command) as url:
+    with client.serving([sys.executable, fakes.__file__]) as url:
         assert client.assert_verdict("softmax", ROWS, SOFTMAX, url=url)["verdict"] == "pass"
+        asked = time.monotonic()
+    assert time.monotonic() - asked < 10  # it was told to end, and not killed in the end
     assert failing(url=url).title == "No service"
 
 
