@@ -144,7 +144,7 @@ def verify(
     gate may be the name of a policy alone. What is a tensor is told at the top of this file.
     url: of the service; by default what SOFTGAUGE_URL says, else http://127.0.0.1:8000. No proxy is asked.
     key: sent as bearer; by default what SOFTGAUGE_KEY says, else none.
-    timeout: seconds that may pass without a byte from the service. One that is busy is asked up to five times, as it bids.
+    timeout: seconds that may pass without a byte from the service. One that is busy is asked again as it bids, four times at most.
     Raises ValueError or TypeError for what cannot be sent, ServiceError for what ends without a verdict.
     """
     given = [

@@ -39,7 +39,7 @@ from engine.survey import LONGEST_AUDIT
 from engine.truth import SERVED_BITS, fast
 from engine.variants import CLAIMS, LEFT_OUT, of_op
 from engine.verify import FAST_FROM
-from service import cli, guard, schemas
+from service import cli, client, guard, schemas
 from service.app import create_app
 from service.settings import Limits, Settings
 
@@ -251,9 +251,10 @@ def test_settings_and_limits() -> None:
 
 def test_every_variable_named_is_one_that_is_read() -> None:
     listed = {row[0] for place in (0, 1) for row in table("Settings", place)}
-    of_the_client = {row[0] for row in table("From a test-suite")}
-    assert set(re.findall(r"SOFTGAUGE_[A-Z]+", (ROOT / "service/client.py").read_text())) == of_the_client
-    assert set(re.findall(r"SOFTGAUGE_[A-Z_]*[A-Z]", text())) == listed | of_the_client
+    of_the_client = {row[0]: row[1] for row in table("From a test-suite")}
+    assert set(re.findall(r"SOFTGAUGE_[A-Z]+", (ROOT / "service/client.py").read_text())) == of_the_client.keys()
+    assert of_the_client["SOFTGAUGE_URL"] == client.DEFAULT_URL
+    assert set(re.findall(r"SOFTGAUGE_[A-Z_]*[A-Z]", text())) == listed | of_the_client.keys()
     samples = {"HOST": "localhost", "DATA_DIR": "x", "ALLOWED_HOSTS": "a", "INSECURE_NO_KEYS": "1", "MAX_RANK": "3"}
     read = Settings.from_environment({name: samples.get(name.removeprefix("SOFTGAUGE_"), "7") for name in listed})
     given: list[Settings | Limits] = [read, read.limits]

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
+import numpy as np
 import pytest
 
 from service import client
@@ -113,6 +115,36 @@ def python_with(tmp_path_factory):
         return made[packages]
 
     return make
+
+
+# A transposed tensor of each dtype, as the client takes it.
+TENSORS = {
+    "torch": "import torch; made = [torch.tensor(rows, requires_grad=True).to(getattr(torch, name)).t() for name in names]",
+    "jax": "import jax; made = [jax.numpy.array(rows).astype(name).T for name in names]",
+}
+DTYPES = ["float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int32", "int8", "bool"]
+TAKEN = """
+import json, softgauge
+names, rows = {names}, {rows}
+{made}
+for tensor in made:
+    taken = softgauge._tensor("logits", tensor, None)
+    print(json.dumps([taken.dtype, taken.shape, bytes(taken.data).hex()]))
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("framework", "recipe"), [("torch", "test_torch.py"), ("jax", "test_jax.py")])
+def test_tensors_of_frameworks(tmp_path, python_with, framework, recipe):
+    rows = [[0.5, 2.0, -3.0], [1.0, 0.0, 64.0]]
+    names = {"torch": [*DTYPES, "float64", "int64"], "jax": DTYPES}[framework]
+    shutil.copy(client.__file__, tmp_path / "softgauge.py")
+    (tmp_path / "taken.py").write_text(TAKEN.format(names=names, rows=rows, made=TENSORS[framework]))
+    (tmp_path / "bin").mkdir()
+    status, said = run(tmp_path, python_with(tuple(FRAMEWORKS[recipe])), "taken.py")
+    assert status == 0, said
+    wanted = [np.array(rows).astype(getattr(ml_dtypes, name, name)).T for name in names]
+    assert list(map(json.loads, said.splitlines())) == [[x.dtype.name, [3, 2], x.tobytes().hex()] for x in wanted]
 
 
 @pytest.mark.soak
