@@ -164,7 +164,8 @@ def verify(
     if include:
         request["include"] = list(include)
     kind, body = _multipart(json.dumps(request, allow_nan=False).encode(), tensors)
-    return _asked(_checked_url(url), key or os.environ.get("SOFTGAUGE_KEY"), kind, body, timeout)
+    key = (key or os.environ.get("SOFTGAUGE_KEY") or "").strip()  # one read from a file ends with a newline
+    return _asked(_checked_url(url), key, kind, body, timeout)
 
 
 def report(answer: Mapping[str, Any]) -> str:
@@ -414,7 +415,9 @@ def _multipart(request: bytes, tensors: Mapping[str, _Tensor]) -> tuple[str, lis
 def _checked_url(url: str | None) -> str:
     found = (url or os.environ.get("SOFTGAUGE_URL") or DEFAULT_URL).rstrip("/")
     parts = urlsplit(found)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc:
+    if "@" in parts.netloc:  # and nothing of it goes into a log
+        raise ValueError("the URL of the service names a user: give the key by key= or SOFTGAUGE_KEY instead")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError(f"{found!r} is no URL of a service, such as {DEFAULT_URL}")
     return found
 
@@ -426,7 +429,7 @@ def _connection(url: str, timeout: float) -> tuple[http.client.HTTPConnection, s
     return kind(parts.hostname or "", parts.port, timeout=timeout), parts.path
 
 
-def _asked(url: str, key: str | None, kind: str, body: Sequence[Buffer], timeout: float) -> dict[str, Any]:
+def _asked(url: str, key: str, kind: str, body: Sequence[Buffer], timeout: float) -> dict[str, Any]:
     """The answer of /v1/verify; a service that is busy is asked again when it says. Raises ServiceError."""
     headers = {"Content-Type": kind, "Content-Length": str(sum(map(len, body))), "Accept": "application/json"}
     if key:

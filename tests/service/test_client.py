@@ -313,7 +313,9 @@ def test_params_are_json_data(fake):
     assert fake.last["request"]["params"] == {"weights": [1, 2.5], "mask": [[True]]}
 
 
-@pytest.mark.parametrize(("given_", "environment", "sent"), [("a", "b", "a"), (None, "b", "b"), (None, None, None)])
+@pytest.mark.parametrize(
+    ("given_", "environment", "sent"), [("a", "b", "a"), (None, "b", "b"), ("", "b\n", "b"), (None, None, None)]
+)
 def test_the_key(fake, monkeypatch, given_, environment, sent):
     if environment:
         monkeypatch.setenv("SOFTGAUGE_KEY", environment)
@@ -328,10 +330,16 @@ def test_the_url(fake, monkeypatch):
     assert client._checked_url(None) == "http://127.0.0.1:8000"
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "http://host?x=1", "http://a:b@host"])
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "http://host?x=1"])
 def test_what_is_no_url(url):
     with pytest.raises(ValueError, match="no URL of a service"):
         client.verify("softmax", ROWS, SOFTMAX, url=url)
+
+
+def test_a_password_in_a_url_is_refused_and_not_repeated():
+    with pytest.raises(ValueError, match="key=") as caught:
+        client.verify("softmax", ROWS, SOFTMAX, url="http://me:secret@host")
+    assert "secret" not in str(caught.value)
 
 
 # Verdicts
