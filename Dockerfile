@@ -8,7 +8,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends python3 python3
 WORKDIR /src
 COPY requirements.lock ./
 RUN python3 -m venv /opt/softgauge && /opt/softgauge/bin/pip install --no-cache-dir --require-hashes -r requirements.lock
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE softgauge.py ./
 COPY engine engine
 COPY service service
 RUN /opt/softgauge/bin/pip install --no-cache-dir --no-deps --no-build-isolation .

@@ -39,7 +39,7 @@ from engine.survey import LONGEST_AUDIT
 from engine.truth import SERVED_BITS, fast
 from engine.variants import CLAIMS, LEFT_OUT, of_op
 from engine.verify import FAST_FROM
-from service import cli, guard, schemas
+from service import cli, client, guard, schemas
 from service.app import create_app
 from service.settings import Limits, Settings
 
@@ -54,12 +54,17 @@ def text() -> str:
     return README.read_text(encoding="utf-8")
 
 
+def without_blocks() -> str:
+    """The page without its code, where # starts a comment and brackets are no links."""
+    return BLOCK.sub("", text())
+
+
 # Tables
 
 
 def table(heading: str, place: int = 0) -> list[list[str]]:
     """The cells of a table under a heading, without the row of names; code marks and backslashes taken off."""
-    section = re.split(r"^#+ ", re.split(rf"\n##+ {re.escape(heading)}\n", text())[1], flags=re.M)[0]
+    section = re.split(r"^#+ ", re.split(rf"\n##+ {re.escape(heading)}\n", without_blocks())[1], flags=re.M)[0]
     tables = re.findall(r"(?:^\|.*\|\n)+", section, re.M)
     rows = [re.split(r"(?<!\\) ?\| ?", line)[1:-1] for line in tables[place].splitlines()]
     assert rows[1] == ["---"] * len(rows[0])
@@ -246,7 +251,10 @@ def test_settings_and_limits() -> None:
 
 def test_every_variable_named_is_one_that_is_read() -> None:
     listed = {row[0] for place in (0, 1) for row in table("Settings", place)}
-    assert set(re.findall(r"SOFTGAUGE_[A-Z_]*[A-Z]", text())) == listed
+    of_the_client = {row[0]: row[1] for row in table("From a test-suite")}
+    assert set(re.findall(r"SOFTGAUGE_[A-Z]+", (ROOT / "service/client.py").read_text())) == of_the_client.keys()
+    assert of_the_client["SOFTGAUGE_URL"] == client.DEFAULT_URL
+    assert set(re.findall(r"SOFTGAUGE_[A-Z_]*[A-Z]", text())) == listed | of_the_client.keys()
     samples = {"HOST": "localhost", "DATA_DIR": "x", "ALLOWED_HOSTS": "a", "INSECURE_NO_KEYS": "1", "MAX_RANK": "3"}
     read = Settings.from_environment({name: samples.get(name.removeprefix("SOFTGAUGE_"), "7") for name in listed})
     given: list[Settings | Limits] = [read, read.limits]
@@ -345,7 +353,7 @@ def test_options_named_exist() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", text()):
+    for target in re.findall(r"\]\(([^)#]+)\)", without_blocks()):
         assert target.startswith("https://doi.org/") or (ROOT / target).exists(), target
 
 

@@ -128,29 +128,46 @@ def test_vendored_files_are_those_recorded(folder: Path) -> None:
 # The wheel
 
 
-def test_the_wheel_carries_the_pages_and_the_licences(tmp_path: Path) -> None:
-    """Built from a copy, as the build leaves its products beside the sources."""
-    source = tmp_path / "source"
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy of what is built, as the build leaves its products beside the sources."""
+    copy = tmp_path / "source"
     for name in ("engine", "service"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "softgauge.py"):
+        shutil.copy(ROOT / name, copy, follow_symlinks=False)
+    return copy
+
+
+def succeeded(*command: str | Path, cwd: Path) -> str:
+    """What a command prints."""
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_wheel_carries_the_pages_the_licences_and_the_client(source: Path, tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    built = subprocess.run(
-        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", tmp_path, source],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert built.returncode == 0, built.stderr
+    succeeded(*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", tmp_path, source, cwd=tmp_path)
     (wheel,) = tmp_path.glob("softgauge-*.whl")
-    packed = set(zipfile.ZipFile(wheel).namelist())
+    archive = zipfile.ZipFile(wheel)
+    packed = set(archive.namelist())
     for package in ("engine", "service"):
         ours = {path.relative_to(source).as_posix() for path in (source / package).rglob("*") if path.is_file()}
         assert ours <= packed, f"not in the wheel: {sorted(ours - packed)}"
     assert [name for name in packed if name.endswith("licenses/LICENSE")]
     assert not [name for name in packed if name.startswith("tests")]
+    assert archive.read("softgauge.py") == (ROOT / "service/client.py").read_bytes()
+
+
+def test_an_editable_installation_has_the_client_as_a_module(source: Path, tmp_path: Path) -> None:
+    """What `pip install -e` puts into site-packages, put into a folder that plays their part."""
+    build = "import setuptools.build_meta as backend; backend.build_editable('..')"
+    succeeded(sys.executable, "-W", "ignore", "-c", build, cwd=source)
+    (wheel,) = tmp_path.glob("softgauge-*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    use = f"import site; site.addsitedir({str(tmp_path / 'site')!r}); import softgauge; print(softgauge.__file__, softgauge.verify)"
+    assert succeeded(sys.executable, "-S", "-P", "-c", use, cwd=tmp_path).startswith(f"{source / 'softgauge.py'} <function verify")
 
 
 # The image and the composed service
