@@ -1,7 +1,7 @@
-"""The command line: `softgauge serve`, and `softgauge evaluate`, `measure`, `variants` and others, which need no server.
+"""The command line: `softgauge serve`, and `softgauge evaluate`, `measure`, `verify` and others, which need no server.
 
-Exit status: 0 done; 1 what --fail-on names; 2 what was asked cannot be done as written; 3 it could not be finished (a failure
-of ours, too little memory); 130 interrupted.
+Exit status: 0 done, or the verdict is pass; 1 what --fail-on names, or fail; 2 what was asked cannot be done as written; 3 it could
+not be finished (a failure of ours, too little memory, no service); 4 inconclusive; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from rich.table import Table
 from rich.text import Text
 
 import engine
-from service import tensors
+from service import client, reports, tensors
 from service.errors import quoted
 from service.settings import Limits, Settings, SettingsError
 from service.split import Map, SplitError, split
@@ -302,10 +302,110 @@ def measure(
         raise click.exceptions.Exit(1)
 
 
-def _output(problem: engine.Problem, given: str, key: str | None) -> tensors.Array:
+def _output(problem: engine.Problem, given: str, key: str | None, name: str = "output") -> tensors.Array:
     """The output to measure; one number for one row need not be a list."""
-    found = _tensor("output", given, key, lambda value: tensors.read(value, "--output", LIMITS))
+    found = _tensor(name, given, key, lambda value: tensors.read(value, _option(name), LIMITS))
     return found.reshape(()) if found.size == 1 and engine.output_shape(problem) == () else found
+
+
+# ---- softgauge verify ------------------------------------------------------------------------------------------------
+
+_STATUS = {"pass": 0, "fail": 1, "inconclusive": 4}
+_POLICY = "The gate: bound, max_ulp, faithful, correctly_rounded, allclose, torch.assert_close, ..."
+_SET = "A parameter of the policy, such as ulps=4 (repeatable)."
+_REPEAT = "Another run of the same kernel, whose bits must be the same (repeatable)."
+_INVARIANT = "What must hold beside the gate (repeatable)."
+_URL = "Ask this service instead of computing here.  [default: none]"
+
+
+@main.command()
+@_op
+@click.option("--logits", metavar="ROWS|FILE", required=True, help=_LOGITS)
+@_key
+@click.option("--output", metavar="ROWS|FILE", required=True, help="What was computed from the logits, in its own format.")
+@click.option("--output-key", metavar="NAME", help="As --key, for --output.")
+@_companions
+@_params
+@click.option("--axis", type=int, default=-1, show_default=True, help="The axis that is reduced.")
+@click.option("--policy", default="bound", show_default=True, help=_POLICY)
+@click.option("--set", "settings", metavar="NAME=VALUE", multiple=True, help=_SET)
+@click.option("--nonfinite", default="ieee", show_default=True, help="ieee, masked_zero, masked_uniform or strict.")
+@click.option("--reference", metavar="ROWS|FILE", help="Another output, which is audited by the same truth.")
+@click.option("--reference-key", metavar="NAME", help="As --key, for --reference.")
+@click.option("--repeat", "repeats", metavar="FILE", multiple=True, help=_REPEAT)
+@click.option("--invariant", "invariants", multiple=True, type=click.Choice(["row_sums", "order", "argmax"]), help=_INVARIANT)
+@_shown
+@click.option("--url", help=_URL)
+@click.option("--json", "as_json", is_flag=True, help="Write the answer of POST /v1/verify instead of a report.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Write the report as Markdown.")
+def verify(
+    as_json: bool,
+    as_markdown: bool,
+    url: str | None,
+    worst: int | None,
+    processes: int | None,
+    audit: int,
+    policy: str,
+    settings: Sequence[str],
+    output: str,
+    output_key: str | None,
+    reference: str | None,
+    reference_key: str | None,
+    repeats: Sequence[str],
+    nonfinite: str,
+    invariants: Sequence[str],
+    axis: int,
+    **asked: Any,
+) -> None:
+    """Judge an output made elsewhere: pass (exit status 0), fail (1) or inconclusive (4). No server is needed."""
+    gate = engine.Gate(policy, dict(_parameter(given, "--set", "ulps=4") for given in settings))
+    with _failures():
+        problem = _problem(**asked, axis=axis)
+        found = _output(problem, output, output_key)
+        others = [_output(problem, given, None) for given in repeats]
+        beside = None if reference is None else _output(problem, reference, reference_key, "reference")
+        if url is not None:
+            answer = _asked(url, problem, found, gate, beside, others, axis, nonfinite, invariants)
+        else:
+            options: dict[str, Any] = {"nonfinite": nonfinite, "reference": beside, "outputs": others, "include": invariants}
+            with _split(problem, processes) as run, _progress():
+                options |= {"worst": 8 if worst is None else worst, "map": run, "audit": audit, "axis": axis}
+                answer = engine.encode(engine.verify(problem, found, gate, **options))
+    if as_json:
+        _write(json.dumps(answer, allow_nan=False) + "\n")
+    else:
+        _write((reports.markdown if as_markdown else reports.text)(answer))
+    raise click.exceptions.Exit(_STATUS[answer["verdict"]])
+
+
+def _asked(
+    url: str,
+    problem: engine.Problem,
+    output: tensors.Array,
+    gate: engine.Gate,
+    reference: tensors.Array | None,
+    repeats: Sequence[tensors.Array],
+    axis: int,
+    nonfinite: str,
+    invariants: Sequence[str],
+) -> Any:
+    """The answer of a service. What it refuses is status 2, what it cannot do 3."""
+    params = {name: value for name in _PARAMS if not _left_out(name, value := getattr(problem.params, name))}
+    try:
+        return client.verify(
+            problem.op, problem.logits, output, targets=problem.targets, grad_output=problem.grad_output, reference=reference,
+            outputs=repeats, params={name: v.tolist() if isinstance(v, np.ndarray) else v for name, v in params.items()},
+            gate={"policy": gate.policy, **gate.parameters}, nonfinite=nonfinite, axis=axis, include=invariants, url=url,
+        )  # fmt: skip
+    except (ValueError, TypeError) as error:
+        raise Refused(str(error)) from None
+    except client.ServiceError as error:
+        raise (Refused if error.status in (400, 413, 415, 422) else Failed)(str(error)) from None
+
+
+def _left_out(name: str, value: object) -> bool:
+    """Whether one of the params is what it is without a word."""
+    return not isinstance(value, np.ndarray) and value == getattr(engine.NO_PARAMS, name)
 
 
 # ---- softgauge thresholds --------------------------------------------------------------------------------------------
@@ -477,9 +577,10 @@ def _problem(
     targets_key: str | None,
     grad_output: str | None,
     grad_output_key: str | None,
+    axis: int = -1,
     **others: Any,
 ) -> engine.Problem:
-    """The engine's problem of the options; others are those of the params and of a family."""
+    """The engine's problem of the options, axis the one that is reduced; others are those of the params and of a family."""
     told = {name: value for name in _PARAMS if (value := others[name]) is not None}
     family = {name: value for name, value in others.items() if name not in _PARAMS}
     if logits is None:
@@ -492,11 +593,11 @@ def _problem(
         x = _tensor("logits", logits, key, lambda value: tensors.read(value, "--logits", LIMITS))
     y = g = None
     if targets is not None:
-        y = _tensor("targets", targets, targets_key, lambda value: _targets(value, x.shape))
+        y = _tensor("targets", targets, targets_key, lambda value: _targets(value, (*np.delete(x.shape, axis), 0)))
     if grad_output is not None:
         g = _tensor("grad_output", grad_output, grad_output_key, lambda value: tensors.read(value, "--grad-output", LIMITS))
     problem = engine.Problem(op, x, y, g, _told(told))
-    if x.ndim:  # else the engine refuses it
+    if x.ndim and axis in (-1, x.ndim - 1):  # else the engine refuses it
         _check_output(problem)
     return problem
 
@@ -538,11 +639,11 @@ def _generated(family: str | None, rows: int | None, n: int | None, seed: int | 
     return engine.generate(family, rows, n, seed, **dict(map(_parameter, params)))
 
 
-def _parameter(text: str) -> tuple[str, float | str]:
+def _parameter(text: str, option: str = "--param", example: str = "sigma=4") -> tuple[str, float | str]:
     """NAME=VALUE; a value that is no number is a name, which the engine checks."""
     name, equals, value = text.partition("=")
     if not (name and equals):
-        raise click.UsageError(f"--param {text!r} is not NAME=VALUE, such as sigma=4")
+        raise click.UsageError(f"{option} {text!r} is not NAME=VALUE, such as {example}")
     try:
         return name, float(value)
     except ValueError:

@@ -21,9 +21,9 @@ Rule = Callable[[Sources], Iterator[str]]
 LAYERS = {
     "engine": """errors, model < figures, registry < formats, ops < parameters, plain, summation, elementary < recorder
         < arithmetic, bounds < variants, truth, inputs < measurement, screen, params < metrics, faults < survey, policies, mutants
-        < verify < limits, paper, sweep, compare, diagnosis < verdict < codec < __init__""",
-    "service": """__init__ < client, settings, errors, logs, split < tensors < schemas < tasks < compute < guard < routes, pages
-        < app < cli""",
+        < verify < limits, paper, sweep, compare, diagnosis, tolerances < verdict < codec < __init__""",
+    "service": """__init__ < client, reports, settings, errors, logs, split < tensors < schemas < tasks < compute < guard
+        < routes, pages < app < cli""",
 }
 RANKS = {
     package: {name.strip(): rank for rank, layer in enumerate(text.split("<")) for name in layer.split(",")}

@@ -1,0 +1,92 @@
+"""A verdict for people: pure functions of the answer of /v1/verify, parsed JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Answer = Mapping[str, Any]
+WORST = 8
+"""Of the worst elements that are shown at most."""
+_FIGURES = ("max_ulp", "mean_ulp", "p99_ulp", "max_rel", "error_over_bound", "sum_defect")
+
+
+def text(answer: Answer, name: str = "") -> str:
+    """As lines: the verdict first, then why, where, how far, and what the gate is worth. name: of what was judged."""
+    lines = [f"{answer['verdict']}: {name + ': ' * bool(name)}{_headline(answer)}"]
+    lines += [f"  {row['detail']}" for row in answer["findings"]]
+    lines += ["", ", ".join(f"{key} {value}" for key, value in _figures(answer))]
+    if answer["worst"]:
+        lines += ["", "worst elements"]
+        rows = [("index", "logit", "got", "truth", "ULP", "rel"), *(_element(row) for row in answer["worst"][:WORST])]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines += ["  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines += ["", *_gate(answer), f"certificate: {_certificate(answer)}"]
+    lines += [f"{key} {digest}" for key, digest in answer["digests"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def markdown(answer: Answer, name: str = "") -> str:
+    """The same for a page or a pull request: the verdict first, tables folded. What is not ours is escaped."""
+    mark = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️"}[answer["verdict"]]
+    lines = [f"### {mark} {answer['verdict']}: {_escaped(name + ': ' * bool(name) + _headline(answer))}", ""]
+    lines += [f"* {_escaped(row['detail'])}" for row in answer["findings"]]
+    lines += ["", "<details><summary>figures</summary>", "", "| figure | value |", "|---|---|"]
+    lines += [f"| {key} | {value} |" for key, value in _figures(answer)]
+    lines += ["", "</details>"]
+    if answer["worst"]:
+        lines += ["<details><summary>worst elements</summary>", "", "| index | logit | got | truth | ULP | rel |"]
+        lines += ["|---|---|---|---|---|---|"]
+        lines += [f"| {' | '.join(_element(row))} |" for row in answer["worst"][:WORST]]
+        lines += ["", "</details>"]
+    lines += ["", *(f"{_escaped(line)}  " for line in _gate(answer))]
+    return "\n".join(lines) + "\n"
+
+
+def _headline(answer: Answer) -> str:
+    rows = f"{answer['rows']} row{'s' * (answer['rows'] != 1)} of {answer['n']}"
+    return f"{answer['op']} of {rows} {answer['logits_dtype']} logits, output {answer['format']}"
+
+
+def _figures(answer: Answer) -> Iterator[tuple[str, str]]:
+    metrics = answer["metrics"]
+    yield "correctly rounded", f"{metrics['correctly_rounded']} of {metrics['n']}"
+    yield from ((name, short(metrics[name])) for name in _FIGURES if metrics[name] is not None)
+
+
+def _element(row: Mapping[str, Any]) -> Sequence[str]:
+    place = "[" + ", ".join(map(str, row["index"])) + "]"
+    return (place, short(row["logit"], 9), short(row["got"], 9), row["expected"], short(row["ulp"]), short(row["rel"]))
+
+
+def _gate(answer: Answer) -> Iterator[str]:
+    gate = answer["gate"]
+    ours = ("policy", "rule", "declared", "self_test", "vacuous_fraction")
+    told = ", ".join(f"{name} {value}" for name, value in gate.items() if name not in ours)
+    yield f"gate {gate['policy']}{f' ({told})' if told else ''}: {gate['rule']}"
+    if gate["declared"]:
+        yield "bound of " + ", ".join(f"{name} {value}" for name, value in gate["declared"].items())
+    tested = [
+        f"{fate}: {', '.join(gate['self_test'][fate])}" for fate in ("caught", "missed", "equivalent") if gate["self_test"][fate]
+    ]
+    yield f"the gate itself, tested: {'; '.join(tested)}"
+
+
+def _certificate(answer: Answer) -> str:
+    told = answer["certificate"]
+    radius = told["relative_bound_log2"]
+    known = "truth exact" if radius is None else f"truth to a relative 2^{radius:g}"
+    return f"{known}; {', '.join(f'{tier} {count}' for tier, count in told['tiers'].items())}; coverage {told['coverage']:g}"
+
+
+def short(value: object, digits: int = 4) -> str:
+    """A number to so many digits; "-" where there is none."""
+    if value is None:
+        return "-"
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def _escaped(told: str) -> str:
+    """Text that Markdown and HTML leave alone."""
+    named = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "}
+    return "".join(named.get(mark, f"\\{mark}" if mark in "\\`*_{}[]#|" else mark) for mark in told)
