@@ -111,6 +111,17 @@ def test_no_report_is_a_row_and_left_out() -> None:
     assert not left & {issue for row in BUGS.values() for issue in row.issues}
 
 
+def section() -> re.Match[str]:
+    """The section of the README, up to its tables, and those."""
+    found = re.search(r"^## The world's bugs\n(.*?\n)(\|.*?)\n(?=## )", README.read_text(encoding="utf-8"), re.M | re.S)
+    assert found is not None
+    return found
+
+
+def test_the_readme_has_the_rows() -> None:
+    assert section()[2] == world.table()
+
+
 # What the reports say of their outputs, to the digits that they give.
 
 
@@ -119,7 +130,7 @@ def first(name: str) -> float:
 
 
 def row_sums(name: str) -> list[float]:
-    return widen(made(name)[1]).sum(axis=-1).tolist()
+    return [float(total) for total in widen(made(name)[1]).sum(axis=-1)]
 
 
 def test_outputs_are_those_of_the_reports() -> None:
@@ -140,3 +151,8 @@ def test_outputs_are_those_of_the_reports() -> None:
     sums = row_sums("product_fused_into_the_difference")
     assert min(sums) < 0.8
     assert max(sums) > 1.2
+
+
+if __name__ == "__main__":
+    page, tables = README.read_text(encoding="utf-8"), section()
+    README.write_text(page[: tables.start(2)] + world.table() + page[tables.end(2) :], encoding="utf-8")

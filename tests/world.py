@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from engine import params as around
 from engine import variants
@@ -151,23 +151,23 @@ def uniform(seed: int, *shape: int, low: float = 0.0, high: float = 1.0) -> NDAr
     return np.array([rng.uniform(low, high) for _ in range(math.prod(shape))]).reshape(shape)
 
 
-def softmax(x: Sequence[object] | Array, dtype: object) -> Problem:
+def softmax(x: Sequence[object] | Array, dtype: DTypeLike) -> Problem:
     """A softmax problem."""
     return Problem("softmax", np.asarray(x).astype(dtype))
 
 
-def log_softmax(x: Sequence[object] | Array, dtype: object) -> Problem:
+def log_softmax(x: Sequence[object] | Array, dtype: DTypeLike) -> Problem:
     """A log-softmax problem."""
     return Problem("log_softmax", np.asarray(x).astype(dtype))
 
 
-def loss(x: Sequence[object] | Array, targets: object, dtype: object, params: Params = NO_PARAMS) -> Problem:
+def loss(x: Sequence[object] | Array, targets: object, dtype: DTypeLike, params: Params = NO_PARAMS) -> Problem:
     """A cross-entropy problem; targets: class indices, or distributions of the logits' dtype."""
     y = np.asarray(targets)
     return Problem("cross_entropy", np.asarray(x).astype(dtype), y if y.dtype.kind in "iu" else y.astype(dtype), None, params)
 
 
-def confident(n: int, p: float, dtype: object) -> Problem:
+def confident(n: int, p: float, dtype: DTypeLike) -> Problem:
     """The gradient at a target of probability p, all other logits 0."""
     x = np.zeros((1, n))
     x[0, 3] = math.log(p * (n - 1) / (1 - p))
@@ -188,7 +188,7 @@ def plain_softmax(x: NDArray[np.float32]) -> NDArray[np.float32]:
     "softmax",
     "float16",
     "4,096 equal logits get 1/2048: a sum in order in float16 stops at 2048, and the row sums to 2",
-    "stall|sequential|2048",
+    "stood still|stall",
 )
 def sum_stalls_in_float16() -> Made:
     problem = softmax(np.zeros((1, 4096)), HALF)
@@ -200,7 +200,7 @@ def sum_stalls_in_float16() -> Made:
     "softmax",
     "bfloat16",
     "512 equal logits get 1/256: a sum in order in bfloat16 stops at 256",
-    "stall|sequential|256",
+    "stood still|stall",
 )
 def sum_stalls_in_bfloat16() -> Made:
     problem = softmax(np.zeros((1, 512)), BRAIN)
@@ -212,7 +212,7 @@ def sum_stalls_in_bfloat16() -> Made:
     "softmax",
     "float16",
     "normal logits with σ = 0.5, row length 4,096: what a float16 sum drops makes every probability too large",
-    "stall|sequential|denominator",
+    "absorbed|stood still|stall",
 )
 def sum_drops_terms_in_float16() -> Made:
     problem = softmax(normal(1, 1, 4096, scale=0.5), HALF)
@@ -224,7 +224,7 @@ def sum_drops_terms_in_float16() -> Made:
     "softmax",
     "bfloat16",
     "a row of 8,192 sums to 0.93: the running sum is kept in 16 bits, tile by tile",
-    "denominator|bfloat16",
+    "bfloat16 sums|in bfloat16",
     "inconclusive",
 )
 def running_sum_in_16_bits() -> Made:
@@ -241,7 +241,7 @@ def running_sum_in_16_bits() -> Made:
     "softmax",
     "float16",
     "66,000 equal logits get 0: the sum of their exponentials overflows float16",
-    "overflow|flushed",
+    "overflow|exceeds the largest",
     "inconclusive",
 )
 def sum_overflows_in_float16() -> Made:
@@ -254,7 +254,7 @@ def sum_overflows_in_float16() -> Made:
     "logsumexp",
     "float16",
     "65,536 zeros give inf instead of 11.09: the sum of shifted exponentials overflows float16",
-    "infinit|overflow",
+    "overflow|exceeds the largest",
 )
 def logsumexp_of_many_zeros() -> Made:
     problem = Problem("logsumexp", np.zeros((1, 65_536), HALF))
@@ -269,7 +269,7 @@ def logsumexp_of_many_zeros() -> Made:
     "softmax",
     "float32",
     "the last rows of a batch are 0: indices overflow (there beyond 2^32 elements), and those rows are not written",
-    "0 though|written|empty",
+    "written",
 )
 def last_rows_not_written() -> Made:
     problem = softmax(normal(32, 8, 100), SINGLE)
@@ -295,7 +295,7 @@ def _past_the_end(x: NDArray[np.float64], threads: int) -> Array:
     "softmax",
     "float64",
     "781 equal logits get 1/799 in every second row: the sum reads past the end of the row",
-    "denominator|too large|times what it should be",
+    "denominator",
 )
 def sum_reads_past_the_row() -> Made:
     problem = softmax(np.zeros((3, 781)), DOUBLE)
@@ -307,7 +307,7 @@ def sum_reads_past_the_row() -> Made:
     "softmax",
     "float64",
     "517 random logits sum to 0.7 in some rows: the sum has terms of the next row",
-    "denominator|too large|times what it should be",
+    "denominator",
 )
 def sum_has_terms_of_the_next_row() -> Made:
     x = normal(3, 3, 517)
@@ -316,12 +316,12 @@ def sum_has_terms_of_the_next_row() -> Made:
     return problem, _past_the_end(problem.logits, 543)
 
 
-def _inf_times_0_is_0(x: Array, dtype: object) -> Array:
+def _inf_times_0_is_0(x: Array, dtype: DTypeLike) -> Array:
     """Exponentials times 1 / sum, with no maximum subtracted, on a device where inf * 0 is 0."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         e = np.exp(widen(x).astype(SINGLE))
-        inverse = 1 / e.sum(axis=-1, keepdims=True, dtype=SINGLE)
-    return np.where(np.isinf(e), 0.0, e * inverse if np.isfinite(e).all() else np.where(np.isinf(e), 0, e) * inverse).astype(dtype)
+        p = e * (1 / e.sum(axis=-1, keepdims=True, dtype=SINGLE))
+    return np.asarray(np.where(np.isinf(e), 0, p).astype(dtype))
 
 
 @bug(
@@ -329,7 +329,7 @@ def _inf_times_0_is_0(x: Array, dtype: object) -> Array:
     "softmax",
     "float32",
     "rows of 32 logits about 89 are all 0: exponentials overflow without the maximum, and the device makes 0 of them",
-    "empty|0 though",
+    "overflow|exceeds the largest",
 )
 def zeros_above_the_exp_limit() -> Made:
     problem = softmax(89 + uniform(4, 2, 32), SINGLE)
@@ -341,7 +341,7 @@ def zeros_above_the_exp_limit() -> Made:
     "softmax",
     "bfloat16",
     "the same in bfloat16, one row in two: the rows of small logits are right",
-    "0 though|empty|row",
+    "overflow|exceeds the largest",
 )
 def zeros_in_one_row() -> Made:
     problem = softmax(np.concatenate([normal(5, 1, 128), 100 + normal(6, 1, 128)]), BRAIN)
@@ -354,7 +354,7 @@ def zeros_in_one_row() -> Made:
     "softmax",
     "float32",
     "[-245000, -244990] gives [0, 0]: the running maximum starts at -50000, every exponential underflows",
-    "empty|0 though|finite_sentinel",
+    "finite_sentinel|underflow",
 )
 def maximum_starts_at_a_finite_number() -> Made:
     problem = softmax([[-245000.0, -244990.0]], SINGLE)
@@ -366,7 +366,7 @@ def maximum_starts_at_a_finite_number() -> Made:
     "softmax",
     "float32",
     "logits below -10000 give 0: the maximum is not let below that, nor the sum below 1e-6",
-    "empty|0 though|finite_sentinel",
+    "finite_sentinel|underflow",
 )
 def maximum_and_sum_are_clamped() -> Made:
     problem = softmax(-12000 + normal(7, 1, 8), SINGLE)
@@ -376,7 +376,7 @@ def maximum_and_sum_are_clamped() -> Made:
 def _with_floors(x: NDArray[np.float32], least_max: float, least_sum: float) -> Array:
     with np.errstate(under="ignore"):
         e = np.exp(x - np.maximum(x.max(axis=-1, keepdims=True), SINGLE(least_max)))
-    return (e / np.maximum(e.sum(axis=-1, keepdims=True), SINGLE(least_sum))).astype(SINGLE)
+    return np.asarray(e / np.maximum(e.sum(axis=-1, keepdims=True), SINGLE(least_sum)), SINGLE)
 
 
 # ---- no maximum, or a wrong one --------------------------------------------------------------------------------------
@@ -387,7 +387,7 @@ def _with_floors(x: NDArray[np.float32], least_max: float, least_sum: float) -> 
     "softmax",
     "bfloat16",
     "the rows that a vector takes are NaN at logits of 1000, those of the scalar rest are right: one path forgot the maximum",
-    "nan|overflow",
+    "overflow|exceeds the largest",
 )
 def vector_path_forgets_the_maximum() -> Made:
     problem = softmax(1000 + 8 * normal(8, 17, 3), BRAIN)
@@ -401,7 +401,7 @@ def vector_path_forgets_the_maximum() -> Made:
     "softmax",
     "float32",
     "a row of logits below -200 is NaN: the maximum is at least 0, so nothing is shifted, and 0 / 0",
-    "nan|wrong_shift|naive",
+    "wrong_shift|0 / 0",
 )
 def maximum_is_at_least_zero() -> Made:
     problem = softmax(uniform(9, 1, 16) - 200, SINGLE)
@@ -413,7 +413,7 @@ def maximum_is_at_least_zero() -> Made:
     "softmax",
     "float16",
     "attention scores of 12 and more are NaN: exp without the maximum overflows float16",
-    "nan|overflow",
+    "overflow|exceeds the largest",
 )
 def no_maximum_in_float16() -> Made:
     problem = softmax(12 + normal(10, 2, 64), HALF)
@@ -425,7 +425,7 @@ def no_maximum_in_float16() -> Made:
     "logsumexp",
     "float32",
     "logits about 100 give inf: log(sum(exp(x))) without the maximum",
-    "infinit|overflow",
+    "overflow|exceeds the largest",
 )
 def log_of_an_infinite_sum() -> Made:
     problem = Problem("logsumexp", (100 + normal(11, 3, 4)).astype(SINGLE))
@@ -437,7 +437,7 @@ def log_of_an_infinite_sum() -> Made:
     "log_softmax",
     "float32",
     "a row of one logit, 88.72284, gives -inf instead of 0: exp overflows at the first number beyond its limit",
-    "infinit|overflow",
+    "overflow|exceeds the largest",
 )
 def log_softmax_at_the_exp_limit() -> Made:
     problem = log_softmax([[88.72284]], SINGLE)
@@ -449,7 +449,7 @@ def log_softmax_at_the_exp_limit() -> Made:
     "log_softmax",
     "float16",
     "pairs of logits about -20000 give -inf where the truth is 0",
-    "infinit|overflow",
+    "infinite",
 )
 def log_softmax_minus_infinity() -> Made:
     problem = log_softmax(uniform(12, 8, 2, low=-20260, high=-19740), HALF)
@@ -468,7 +468,7 @@ def log_softmax_minus_infinity() -> Made:
     "log_softmax",
     "float32",
     "rand(4, 3) - 1e7 gives integers: max + log(sum) is rounded at 1e7 before it is subtracted",
-    "offset|subtractive|logsumexp",
+    "subtractive|with the offset",
 )
 def log_softmax_of_large_logits() -> Made:
     problem = log_softmax(uniform(13, 4, 3) - 1e7, SINGLE)
@@ -480,7 +480,7 @@ def log_softmax_of_large_logits() -> Made:
     "log_softmax",
     "float32",
     "two logits of 1e4 give -0.693359, off in the fourth digit: logsumexp is rounded at 1e4",
-    "offset|subtractive|logsumexp",
+    "subtractive|with the offset",
 )
 def log_softmax_at_ten_thousand() -> Made:
     problem = log_softmax([[1e4, 1e4]], SINGLE)
@@ -492,7 +492,7 @@ def log_softmax_at_ten_thousand() -> Made:
     "log_softmax",
     "float32",
     "eleven logits of -1e10 give zeros, a probability of 1 for each: log(11) is lost beside 1e10",
-    "offset|subtractive|logsumexp|empty|0 though",
+    "subtractive|with the offset",
 )
 def log_softmax_at_minus_1e10() -> Made:
     problem = log_softmax(np.full((1, 11), -1e10), SINGLE)
@@ -504,7 +504,7 @@ def log_softmax_at_minus_1e10() -> Made:
     "cross_entropy",
     "float32",
     "two logits of 1e8 cost 0 instead of 0.693: log 2 is lost in max + log(sum)",
-    "offset|fused|logsumexp|empty|0 though",
+    "fused|with the offset",
 )
 def loss_of_large_logits() -> Made:
     problem = loss([[1e8, 1e8]], [1], SINGLE)
@@ -516,7 +516,7 @@ def loss_of_large_logits() -> Made:
     "cross_entropy",
     "float32",
     "[2, -1] + 1e4 costs 0.048828 instead of 0.048587, + 1e6 costs 0.0625: logsumexp - x_t",
-    "offset|fused|logsumexp",
+    "fused|with the offset",
 )
 def loss_grows_wrong_with_the_offset() -> Made:
     problem = loss(np.add([[2.0, -1.0]], [[1e4], [1e6]]), [0, 0], SINGLE)
@@ -528,7 +528,7 @@ def loss_grows_wrong_with_the_offset() -> Made:
     "cross_entropy",
     "float32",
     "the loss of 2,048 logits with a common offset of 2^20: row_max + log(sum) is rebuilt before the target is subtracted",
-    "offset|fused|chunked|logsumexp",
+    "chunked|fused|with the offset",
 )
 def chunked_loss_with_an_offset() -> Made:
     problem = loss(2.0**20 + normal(14, 4, 2048), [0, 5, 17, 2047], SINGLE)
@@ -540,7 +540,7 @@ def chunked_loss_with_an_offset() -> Made:
     "cross_entropy",
     "bfloat16",
     "losses of random rows are off by up to 0.06: logsumexp - x_t is subtracted in bfloat16",
-    "bfloat16|fused",
+    "bfloat16",
     "inconclusive",
 )
 def loss_subtracted_in_bfloat16() -> Made:
@@ -557,7 +557,7 @@ def loss_subtracted_in_bfloat16() -> Made:
     "log_softmax",
     "float16",
     "[9, 0] gives -0 instead of -1.2e-4: beside 1 the rest of the sum is lost in float16",
-    "float16|absorbed|0 though",
+    "absorbed|log1p|in float16",
     "inconclusive",
 )
 def log_probability_of_the_certain() -> Made:
@@ -570,7 +570,7 @@ def log_probability_of_the_certain() -> Made:
     "log_softmax",
     "float32",
     "[16.942385, 0] gives -0 instead of -4.4e-8: log(sum), not log1p of the others",
-    "absorbed|log1p|0 though",
+    "absorbed|log1p",
     gate="faithful",
     right=None,
 )
@@ -584,7 +584,7 @@ def log_probability_of_the_certain_in_float32() -> Made:
     "logsumexp",
     "float64",
     "[0, -40] gives 0 instead of 4.2e-18: log(sum), not log1p of the others",
-    "absorbed|log1p|0 though|empty",
+    "absorbed|log1p",
     gate="faithful",
     right=None,
 )
@@ -598,7 +598,7 @@ def logsumexp_near_zero() -> Made:
     "cross_entropy_grad",
     "float64",
     "the gradient is [0, 5.55e-17] instead of [-5.55e-17, 5.55e-17]: p_t - 1, not minus the others' sum",
-    "absorbed|cancel|0 though",
+    "absorbed|cancelled",
     gate="faithful",
     right=None,
 )
@@ -612,7 +612,7 @@ def gradient_of_the_certain() -> Made:
     "softmax_vjp",
     "float64",
     "at [40, 0] the gradient is [0, -4.2e-18]: it no longer sums to 0",
-    "absorbed|cancel|0 though",
+    "absorbed|cancelled",
     gate="faithful",
     right=None,
 )
@@ -629,7 +629,7 @@ def vjp_of_the_certain() -> Made:
     "cross_entropy_grad",
     "bfloat16",
     "the gradient of a target with p = 0.99 is off by 15 %: p is stored in bfloat16 before 1 is subtracted",
-    "in_place_16_bit|target|rounded",
+    "in_place_16_bit|cancel",
     "inconclusive",
 )
 def gradient_stored_then_corrected() -> Made:
@@ -642,7 +642,7 @@ def gradient_stored_then_corrected() -> Made:
     "cross_entropy_grad",
     "bfloat16",
     "at p = 0.999 the gradient of the target is 0: p is stored as 1",
-    "in_place_16_bit|target|0 though",
+    "in_place_16_bit|cancel",
     "inconclusive",
 )
 def gradient_of_the_target_is_lost() -> Made:
@@ -655,7 +655,7 @@ def gradient_of_the_target_is_lost() -> Made:
     "cross_entropy_grad",
     "float16",
     "the same in float16: at p = 0.9996 the gradient of the target is off by a fifth",
-    "target|rounded|float16",
+    "in float16|cancel",
     "inconclusive",
 )
 def gradient_stored_in_float16() -> Made:
@@ -670,7 +670,7 @@ def gradient_stored_in_float16() -> Made:
     "cross_entropy_grad",
     "bfloat16",
     "p - q of a draft near its target is off by several per cent: both are bfloat16 before they are subtracted",
-    "bfloat16|rounded|cancel",
+    "in_place_16_bit|in bfloat16|bfloat16 sums",
     "inconclusive",
 )
 def difference_of_two_distributions() -> Made:
@@ -701,7 +701,7 @@ def logits_rounded_before_the_cast() -> Made:
     "softmax",
     "float32",
     "probabilities of logits up to 80 are off by a fifth: exp(x - logsumexp), logsumexp of logits in bfloat16",
-    "times what it should be|bfloat16",
+    "denominator|bfloat16",
 )
 def backward_with_another_logsumexp() -> Made:
     x = normal(18, 2, 512, scale=3.0)
@@ -719,7 +719,7 @@ def backward_with_another_logsumexp() -> Made:
     "cross_entropy",
     "float32",
     "losses are 4.75, 5, 4.59375: computed in bfloat16, of which they have the steps, and cast to float32 after it",
-    "bfloat16",
+    "bfloat16 number",
 )
 def loss_in_steps_of_bfloat16() -> Made:
     problem = loss(uniform(19, 8, 100), np.arange(8) * 11, BRAIN)
@@ -731,7 +731,7 @@ def loss_in_steps_of_bfloat16() -> Made:
     "cross_entropy",
     "float32",
     "a loss of 36 comes in steps of 0.25: it was stored in bfloat16",
-    "bfloat16",
+    "bfloat16 number",
 )
 def large_loss_in_steps_of_bfloat16() -> Made:
     problem = loss(normal(20, 8, 256, scale=9.0), np.arange(8), BRAIN)
@@ -743,7 +743,7 @@ def large_loss_in_steps_of_bfloat16() -> Made:
     "log_softmax",
     "float32",
     "log-probabilities of bfloat16 logits, cast to float32 only for the sum of the loss: every one is a bfloat16 number",
-    "bfloat16",
+    "bfloat16 number",
 )
 def log_probabilities_in_bfloat16() -> Made:
     problem = log_softmax(normal(21, 4, 1000, scale=4.0), BRAIN)
@@ -755,7 +755,7 @@ def log_probabilities_in_bfloat16() -> Made:
     "log_softmax",
     "bfloat16",
     "log-probabilities near 0 are off by 0.06: z - logsumexp(z) in bfloat16",
-    "subtractive|bfloat16|logsumexp",
+    "subtractive|in bfloat16",
     "inconclusive",
 )
 def log_softmax_subtracted_in_bfloat16() -> Made:
@@ -770,7 +770,7 @@ def log_softmax_subtracted_in_bfloat16() -> Made:
     "log_softmax",
     "bfloat16",
     "[0.0664, -2.39] gives -2.53125 on one device and -2.54688, which is right, on the other: steps are rounded to bfloat16",
-    "bfloat16",
+    "in bfloat16|bfloat16 sums",
     gate="correctly_rounded",
     right=None,
 )
@@ -784,7 +784,7 @@ def log_softmax_on_two_devices() -> Made:
     "log_softmax",
     "bfloat16",
     "CPU and GPU differ: one keeps the maximum and the logarithm of the sum in bfloat16",
-    "bfloat16",
+    "in bfloat16|bfloat16 sums",
     "inconclusive",
 )
 def logarithm_kept_in_bfloat16() -> Made:
@@ -800,7 +800,7 @@ def logarithm_kept_in_bfloat16() -> Made:
     "cross_entropy",
     "float16",
     "the mean loss of 1,024 rows is inf, each being 72: their sum overflows float16",
-    "infinit|overflow",
+    "overflow|exceeds the largest|infinite",
     right="split",
 )
 def mean_overflows_in_float16() -> Made:
@@ -816,7 +816,7 @@ def mean_overflows_in_float16() -> Made:
     "softmax",
     "float32",
     "rows sum to 0.80 to 1.20 after a division by 1e-6: the product is fused into x s - max and not rounded, the maximum is",
-    "fma|exponent|times what it should be|above 1|sum",
+    "fma|exponent|sums to|above 1",
 )
 def product_fused_into_the_difference() -> Made:
     x, s = normal(24, 10, 2, scale=6.0).astype(SINGLE), SINGLE(1e6)
@@ -831,7 +831,7 @@ def product_fused_into_the_difference() -> Made:
     "softmax",
     "float32",
     "rows scaled by 1e14 are NaN: a fused product lies so far above, or below, the rounded maximum that exp overflows or is 0",
-    "nan|overflow",
+    "overflow|exceeds the largest",
 )
 def product_fused_and_overflowing() -> Made:
     x, s = uniform(25, 5, 25, low=-1.0).astype(SINGLE), SINGLE(1e14)
@@ -847,7 +847,7 @@ def product_fused_and_overflowing() -> Made:
     "softmax",
     "float32",
     "one attention score of 1.4e11 gives NaN: exp2(x c - m c) with an fma, whose product is not rounded as m c is",
-    "nan|exp2_scaled|overflow",
+    "overflow|exceeds the largest",
 )
 def exp2_of_a_residual() -> Made:
     problem = softmax(np.full((1, 1), 64 * 133120.0**2 / 8), SINGLE)
@@ -859,7 +859,7 @@ def exp2_of_a_residual() -> Made:
     "softmax",
     "float32",
     "a row of infinities, which has no softmax, gives ones",
-    "nan|infinit",
+    "truth nan|no softmax",
 )
 def ones_for_infinities() -> Made:
     problem = softmax([[-INF, INF, INF, -INF, INF, INF, INF, INF, -INF, INF]], SINGLE)
@@ -874,7 +874,7 @@ def ones_for_infinities() -> Made:
     "softmax",
     "float32",
     "a row that is masked altogether is NaN where 0 is asked for: -inf - -inf",
-    "nan|masked",
+    "masked|all -infinity",
     nonfinite="masked_zero",
 )
 def masked_row_is_nan() -> Made:
@@ -887,7 +887,7 @@ def masked_row_is_nan() -> Made:
     "softmax",
     "float64",
     "the gradient of logsumexp([-inf, -inf]) is NaN where 0 is asked for",
-    "nan|masked",
+    "masked|all -infinity",
     nonfinite="masked_zero",
 )
 def gradient_of_nothing_is_nan() -> Made:
@@ -900,7 +900,7 @@ def gradient_of_nothing_is_nan() -> Made:
     "softmax",
     "float32",
     "a row that is masked altogether is neither 0 nor NaN: the mask is a large finite number, so the row is uniform",
-    "masked|nan|uniform",
+    "masked|all -infinity",
 )
 def masked_row_is_uniform() -> Made:
     problem = softmax(_one_masked_row(27), SINGLE)
@@ -912,7 +912,7 @@ def masked_row_is_uniform() -> Made:
     "softmax",
     "float32",
     "[0.1, 0.2, 0.3, NaN] gives zeros: a guard for masked rows hides a NaN in the logits",
-    "nan",
+    "truth nan|a nan logit",
 )
 def guard_hides_a_nan() -> Made:
     problem = softmax([[0.1, 0.2, 0.3, NAN]], SINGLE)
@@ -930,7 +930,7 @@ def _one_masked_row(seed: int) -> NDArray[np.float64]:
     "softmax",
     "float32",
     "the gradient of logsumexp([0, 100], where=[true, false]) is [1, NaN]: exp(100) of what is masked times 0",
-    "nan|masked",
+    "mask",
     right=None,
 )
 def masked_entry_is_nan() -> Made:
@@ -944,7 +944,7 @@ def masked_entry_is_nan() -> Made:
     "softmax",
     "float32",
     "a row in which 18 of 23 logits have a penalty of -1e9 gives 1/23 everywhere",
-    "uniform|whatever its logit",
+    "whatever its logit",
 )
 def penalty_makes_the_row_uniform() -> Made:
     x = normal(28, 1, 23).astype(SINGLE)
@@ -957,12 +957,13 @@ def penalty_makes_the_row_uniform() -> Made:
     "cross_entropy",
     "float32",
     "logits [-inf, 0] with targets [0, 1] cost NaN instead of 0: 0 times -inf",
-    "nan",
+    "log(0)|0 * -inf",
 )
 def nothing_times_infinity() -> Made:
     problem = loss([[-INF, 0.0]], [[0.0, 1.0]], SINGLE)
+    logarithms = ran(replace(problem, op="log_softmax", targets=None), "shifted", "float32")
     with np.errstate(invalid="ignore"):
-        return problem, -(problem.targets * np.array([[-INF, 0.0]], SINGLE)).sum(axis=-1)
+        return problem, -np.multiply(problem.targets, logarithms).sum(axis=-1)
 
 
 # ---- logarithms of probabilities -------------------------------------------------------------------------------------
@@ -973,7 +974,7 @@ def nothing_times_infinity() -> Made:
     "log_softmax",
     "float32",
     "[0, -104] gives -inf instead of -104: the logarithm of a probability that underflowed",
-    "infinit|log_of_softmax",
+    "log(0)|log_of_softmax",
 )
 def logarithm_of_a_lost_probability() -> Made:
     problem = log_softmax([[0.0, -104.0]], SINGLE)
@@ -985,7 +986,7 @@ def logarithm_of_a_lost_probability() -> Made:
     "cross_entropy",
     "float32",
     "a target 104 below the maximum costs inf: minus the logarithm of a probability that underflowed",
-    "infinit|log_of_softmax",
+    "log(0)|log_of_softmax",
 )
 def loss_of_a_lost_probability() -> Made:
     problem = loss([[0.0, -104.0]], [1], SINGLE)
@@ -997,7 +998,7 @@ def loss_of_a_lost_probability() -> Made:
     "cross_entropy",
     "float32",
     "a loss of 35.7, and one of 300, are 16.118: probabilities are clipped at 1e-7",
-    "clipped|16.118",
+    "clipped",
 )
 def probability_clipped() -> Made:
     problem = loss([[14.4, 50.1, 3.5], [-100.0, 200.0, 500.0]], [0, 1], SINGLE)
@@ -1009,7 +1010,7 @@ def probability_clipped() -> Made:
     "cross_entropy",
     "float32",
     "a loss of 40 is 15.425: clipped at 1e-7, and 1e-7 is added to that",
-    "15.42|clipped|log_with_eps|same",
+    "clipped|log_with_eps",
 )
 def probability_clipped_and_raised() -> Made:
     problem = loss([[0.0, 40.0], [0.0, 90.0]], [0, 0], SINGLE)
@@ -1025,7 +1026,7 @@ def probability_clipped_and_raised() -> Made:
     "softmax",
     "bfloat16",
     "a peak over a diffuse tail keeps 64 % of its mass: exponentials are summed, then become 0 in float8_e4m3fn",
-    "0 though|float8|stored_after_sum",
+    "stored_after_sum|float8_e4m3fn",
 )
 def tail_lost_in_8_bits() -> Made:
     x = normal(29, 1, 4096, scale=0.3) - 8.9
@@ -1040,7 +1041,7 @@ def tail_lost_in_8_bits() -> Made:
     "softmax",
     "bfloat16",
     "the largest of a second tile of 128 keep a tenth to a half: exponentials up to 2^12 saturate at 448, their sum does not",
-    "saturat|largest|too small|float8",
+    "saturat|float8_e4m3fn",
 )
 def numerators_saturate_in_8_bits() -> Made:
     x = normal(30, 1, 256)
@@ -1061,7 +1062,7 @@ def numerators_saturate_in_8_bits() -> Made:
     "softmax",
     "float32",
     "softmax with one more term in the sum: 1 is added to shifted exponentials, though that term too is to be shifted",
-    "sink_unshifted|too large|times what it should be|no bound",
+    "sink_unshifted|denominator",
     "inconclusive",
     right=None,
 )
@@ -1086,15 +1087,15 @@ LEFT_OUT = {
 
 
 def table() -> str:
-    """The rows of the README."""
-    lines = ["| issue | op | output | what goes wrong | verdict | a finding says |", "|---|---|---|---|---|---|"]
+    """The tables of the README."""
+    lines = ["| reported as | op | output | what goes wrong | verdict | named by |", "|---|---|---|---|---|---|"]
     for row in BUGS.values():
         policies = [f"`{row.gate}`"] * (row.gate != "bound") + [f"`{row.nonfinite}`"] * (row.nonfinite != "ieee")
         verdict = row.verdict + f" ({', '.join(policies)})" * bool(policies)
-        said = ", or ".join(f'"{word}"' for word in row.cause)
-        lines.append(f"| {', '.join(row.issues)} | {row.op} | {row.format} | {row.symptom} | {verdict} | {said} |")
-    lines += ["", "| left out | why |", "|---|---|", *(f"| {issues} | {why} |" for issues, why in LEFT_OUT.items())]
-    return "\n".join(lines) + "\n"
+        words = ", ".join(f"`{word}`" for word in row.cause)
+        lines.append(f"| {', '.join(row.issues)} | {row.op} | {row.format} | {row.symptom} | {verdict} | {words} |")
+    lines += ["", "Reports that are no row, and why:", "", "| left out | why |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {issues} | {why} |" for issues, why in LEFT_OUT.items())]) + "\n"
 
 
 def check(row: Bug, problem: Problem, output: Array) -> None:
