@@ -140,6 +140,8 @@ def test_outputs_are_those_of_the_reports() -> None:
     assert row_sums("running_sum_in_16_bits") == pytest.approx([0.93, 0.93], abs=0.01)  # 0.865, for other numbers
     assert row_sums("sum_reads_past_the_row") == pytest.approx([1, 781 / 799, 1])
     assert row_sums("sum_has_terms_of_the_next_row")[1] == pytest.approx(0.7, abs=0.02)  # 0.7051
+    given = [0.09003057, 0.2447284, 0.66524106]
+    assert widen(made("strides_are_ignored")[1])[0] == pytest.approx(given, rel=1e-6)
     assert first("log_softmax_at_ten_thousand") == -0.693359375
     assert widen(made("loss_grows_wrong_with_the_offset")[1]).tolist() == [0.048828125, 0.0625]
     assert set(widen(made("log_softmax_of_large_logits")[1]).flat) <= {-2.0, -1.0, 0.0}

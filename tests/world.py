@@ -316,6 +316,34 @@ def sum_has_terms_of_the_next_row() -> Made:
     return problem, _past_the_end(problem.logits, 543)
 
 
+@bug(
+    "tracel-ai/burn#4815 flagos-ai/Torch-FL#171 ROCm/rocm-libraries#11387",
+    "softmax",
+    "float32",
+    "each row is the softmax of other logits: those side by side in memory, as if the tensor were not a transposed one",
+    "transposed|other logits|another order",
+)
+def strides_are_ignored() -> Made:
+    stored = np.arange(1.0, 13.0).reshape(3, 4)
+    return softmax(stored.T, SINGLE), plain_softmax(stored.reshape(4, 3).astype(SINGLE))
+
+
+@bug(
+    "flashinfer-ai/flashinfer#4502 tenstorrent/tt-metal#50082",
+    "softmax",
+    "float32",
+    "probabilities below 2^-126 are 0: the exponential of at most -126 is made 0, or the device flushes subnormals",
+    "flushed",
+    "inconclusive",
+)
+def subnormals_are_flushed() -> Made:
+    problem = softmax([[0.0, -20.0, -87.0, -88.0, -90.0, -95.0, -100.0, -103.0]], SINGLE)
+    exponents = problem.logits * SINGLE(math.log2(math.e))
+    with np.errstate(under="ignore"):
+        e = np.where(exponents <= -126, SINGLE(0), np.exp2(exponents))
+    return problem, e / e.sum(axis=-1, keepdims=True)
+
+
 def _inf_times_0_is_0(x: Array, dtype: DTypeLike) -> Array:
     """Exponentials times 1 / sum, with no maximum subtracted, on a device where inf * 0 is 0."""
     with np.errstate(all="ignore"):
@@ -412,7 +440,7 @@ def maximum_is_at_least_zero() -> Made:
     "NVIDIA/FasterTransformer#43",
     "softmax",
     "float16",
-    "attention scores of 12 and more are NaN: exp without the maximum overflows float16",
+    "attention scores that exp cannot take in the format give NaN: no maximum is subtracted",
     "overflow|exceeds the largest",
 )
 def no_maximum_in_float16() -> Made:
@@ -961,9 +989,10 @@ def penalty_makes_the_row_uniform() -> Made:
 )
 def nothing_times_infinity() -> Made:
     problem = loss([[-INF, 0.0]], [[0.0, 1.0]], SINGLE)
+    assert problem.targets is not None
     logarithms = ran(replace(problem, op="log_softmax", targets=None), "shifted", "float32")
     with np.errstate(invalid="ignore"):
-        return problem, -np.multiply(problem.targets, logarithms).sum(axis=-1)
+        return problem, -(problem.targets * logarithms).sum(axis=-1)
 
 
 # ---- logarithms of probabilities -------------------------------------------------------------------------------------
