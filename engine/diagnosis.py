@@ -6,7 +6,7 @@ Everything here explains; nothing here decides. A sentence is only said where it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
@@ -23,14 +23,14 @@ from engine.model import NO_PARAMS, Array, Axes, Finding, Metrics, Problem
 from engine.mutants import NARROWER
 from engine.recorder import Recorder
 from engine.truth import Truth, nearly
-from engine.variants import Variant, of_op
+from engine.variants import Variant, find, of_op
 from engine.verify import stored_in
 
 ROWS = 3
 """Rows that are looked at closely."""
 LONGEST = 1 << 18
 """Elements of a row beyond which its errors are not compared with one another."""
-WORK = 8e6
+WORK = 1.2e7
 """Tenths of a microsecond that the search for the algorithm may take, by its own reckoning."""
 NEAR = 0.1
 """Share of its error by which an output may differ from what an algorithm gives, and still be called its."""
@@ -74,8 +74,8 @@ def findings(posted: Posted) -> list[Finding]:
     if not posted.worst:
         return []
     rows = list(_rows(posted))
-    found = [*_void(posted, rows), *_alike(posted, rows), *_stored(posted, rows), *_flushed(posted)]
-    return [*found, *_algorithms(posted)]
+    found = [*_void(posted, rows), *_masked(posted, rows), *_alike(posted, rows), *_stored(posted, rows), *_flushed(posted)]
+    return [*found, *_transposed(posted), *_algorithms(posted)]
 
 
 def where(truth: Truth, index: int) -> str:
@@ -110,8 +110,8 @@ def _void(posted: Posted, rows: Sequence[_Row]) -> Iterator[Finding]:
     """Zeros and NaN where there should be numbers."""
     m, truth = posted.metrics, posted.truth
     if m.false_zero_count:
-        all_zero = m.zero_count == m.n
-        what = "the output is empty" if all_zero else _unwritten(rows)
+        all_zero = m.zero_count == m.n >= 8
+        what = "the output is empty" if all_zero else _empty_rows(posted) or _unwritten(rows)
         detail = f"{m.false_zero_count} of {m.n} elements are 0 though the truth is a normal {truth.fmt.name}"
         yield Finding("empty" if all_zero else "zeros", f"{detail}{': ' * bool(what)}{what}", count=m.false_zero_count)
     if m.nan_unexpected:
@@ -120,6 +120,19 @@ def _void(posted: Posted, rows: Sequence[_Row]) -> Iterator[Finding]:
     if m.overflow_count:
         detail = f"{m.overflow_count} elements are infinite though the truth, rounded to {truth.fmt.name}, is finite"
         yield Finding("infinite", detail, count=m.overflow_count)
+
+
+def _empty_rows(posted: Posted) -> str:
+    """Rows that are 0 altogether, where others are not."""
+    flat = posted.output.reshape(posted.truth.rows, -1)
+    empty = np.flatnonzero(~flat.any(axis=1))
+    if posted.truth.width < 2 or not 0 < empty.size < len(flat):
+        return ""
+    together = empty[-1] - empty[0] + 1 == empty.size > 1
+    which = (
+        f"rows {empty[0]} to {empty[-1]} are" if together else f"{empty.size} rows are" if empty.size > 1 else f"row {empty[0]} is"
+    )
+    return f"{which} all 0, as if not written"
 
 
 def _unwritten(rows: Sequence[_Row]) -> str:
@@ -131,12 +144,30 @@ def _unwritten(rows: Sequence[_Row]) -> str:
     return ""
 
 
+def _masked(posted: Posted, rows: Sequence[_Row]) -> Iterator[Finding]:
+    """Rows that are masked altogether, and NaN at what is masked."""
+    truth = posted.truth
+    if posted.metrics.nan_missing and truth.width > 1:
+        for row in rows:
+            if (truth.logits(row.number) == -inf).all():
+                value = f"{row.got[0]:.6g} everywhere" if (row.got == row.got[0]).all() else "not NaN"
+                way = 'if that is meant, say so: nonfinite "masked_zero" or "masked_uniform"'
+                detail = f"row {row.number} is masked altogether (all -Infinity) and has no truth; the output is {value}"
+                yield Finding("masked", f"{detail}; {way}", row=row.number)
+                return
+    for row in rows:
+        gone = truth.logits(row.number) == -inf if truth.width == truth.raw_logits.shape[1] > 1 else np.zeros(row.got.size, bool)
+        if gone.any() and not gone.all() and (np.isnan(row.got) == gone).all():
+            detail = f"row {row.number} is NaN exactly where the logit is masked (-Infinity): an infinity there was multiplied by 0"
+            yield Finding("masked", detail, row=row.number)
+            return
+
+
 def _alike(posted: Posted, rows: Sequence[_Row]) -> Iterator[Finding]:
     """One relation that holds for every element of a row."""
     for row in rows:
-        if row.usual.sum() < 2:
-            continue
-        said = next((text for text in (rule(posted, row) for rule in _RELATIONS) if text), None)
+        rules = (*_RELATIONS, *_EXTREMES) if row.usual.sum() > 1 else _EXTREMES
+        said = next((text for text in (rule(posted, row) for rule in rules) if text), None)
         if said:
             yield Finding(said[0], f"row {row.number}: {said[1]}" if posted.truth.width > 1 else said[1], row=row.number)
             return
@@ -222,7 +253,54 @@ def _scaled(posted: Posted, row: _Row) -> tuple[str, str] | None:
     return "scaled", f"every element is {1 + middle:.6g} times what it should be: the denominator is too large"
 
 
+def _above_one(posted: Posted, row: _Row) -> tuple[str, str] | None:
+    top = float(np.nanmax(row.got))
+    if posted.truth.op.name != "softmax" or not 1 + 64 * row.fmt.unit_roundoff < top < inf:
+        return None
+    return (
+        "above one",
+        f"a probability is {top:.6g}, above 1: the exponent of the maximum was not 0 where it was divided by the sum",
+    )
+
+
+def _plateau(posted: Posted, row: _Row) -> tuple[str, str] | None:
+    """The largest results, which are one number though their truths are not."""
+    if posted.truth.op.name != "softmax" or not np.isfinite(row.got).all() or row.got.max() <= 0:
+        return None
+    top = row.got == row.got.max()
+    true = row.true[top]
+    if top.sum() < 3 or top.all() or true.max() < 1.5 * true.min():
+        return None
+    spread = f"though their truths go from {true.min():.4g} to {true.max():.4g}"
+    detail = f"the {top.sum()} largest elements are all {row.got.max():.6g}, {spread}"
+    return "saturated", f"{detail}: the numerators saturate (448 in float8_e4m3fn), and their sum does not"
+
+
 _RELATIONS = (_uniform, _negated, _moved, _other_function, _scaled)
+_EXTREMES = (_above_one, _plateau)
+
+
+def _transposed(posted: Posted) -> Iterator[Finding]:
+    """The result of the logits that stand where these would, if the tensor were taken for its transposed one."""
+    truth, shape = posted.truth, posted.truth.problem.logits.shape
+    op, size = truth.op.name, truth.raw_logits.size
+    if len(shape) < 2 or op not in ("softmax", "log_softmax") or size > STRIDED or truth.problem.params is not NO_PARAMS:
+        return
+    x, got = truth.raw_logits, formats.widen(posted.output).reshape(truth.raw_logits.shape)
+    for other in (x.T.reshape(x.shape), x.reshape(x.shape[::-1]).T):
+        if np.array_equal(other, x, equal_nan=True):
+            continue
+        near = nearly(Truth(Problem(op, np.ascontiguousarray(other)), truth.fmt), range(truth.rows))
+        if np.isfinite(near).all() and np.isfinite(got).all() and _close(got, near, _coarse(truth.fmt)):
+            detail = (
+                "every row is right for other logits: those that stand next to one another in the transposed tensor; strides were"
+            )
+            yield Finding("transposed", f"{detail} ignored")
+            return
+
+
+STRIDED = 1 << 16
+"""Logits up to which that is looked at."""
 
 
 def _stored(posted: Posted, rows: Sequence[_Row]) -> Iterator[Finding]:
@@ -248,7 +326,7 @@ def _flushed(posted: Posted) -> Iterator[Finding]:
     """Subnormal results that are all 0."""
     m, fmt = posted.metrics, posted.truth.fmt
     early = m.underflow_premature - m.false_zero_count
-    if early > 0 and m.subnormal_count == 0:
+    if early > 0 and m.subnormal_count == 0 and posted.truth.op.name in ("softmax", "cross_entropy_grad", "softmax_jacobian"):
         detail = (
             f"results below 2^{fmt.emin} are all 0 ({early} of them, though {fmt.name} has numbers there): subnormals are flushed"
         )
@@ -260,19 +338,21 @@ def _flushed(posted: Posted) -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A variant in an arithmetic."""
+    """A variant in an arithmetic. logits: a format that they go through first, or none."""
 
     variant: Variant
     format: str
     accumulator: str
     summation: str
-    flush: bool
+    flush: bool = False
+    logits: str = ""
 
     @property
     def arithmetic(self) -> str:
         """In words."""
         sums = f", sums {self.summation}" + (f" in {self.accumulator}" if self.accumulator != self.format else "")
-        return f"{self.format}{sums}{', subnormals flushed' * self.flush}"
+        rounded = f", of logits rounded to {self.logits}" if self.logits else ""
+        return f"{self.format}{sums}{', subnormals flushed' * self.flush}{rounded}"
 
     @property
     def said(self) -> str:
@@ -297,11 +377,23 @@ def _candidates(truth: Truth) -> Iterator[_Candidate]:
     arithmetics += [("float32", "float32", "sequential")] if "float32" in wider else []
     for name in narrower:
         arithmetics += [(name, name, "pairwise"), (name, name, "sequential"), (own, name, "sequential")]
-    flushed = [(name, name, "pairwise") for name in (own, *wider[:1])]
     known = [row for row in of_op(truth.op.name) if row.fits(truth.problem.params)]
-    for flush, some in ((False, arithmetics), (True, flushed)):
-        for fmt, accumulator, summation in some:
-            yield from (_Candidate(row, fmt, accumulator, summation, flush) for row in known)
+    known += [find(truth.op.name, name) for name in _TOLD.get(truth.op.name, ()) if truth.problem.params is NO_PARAMS]
+    for fmt, accumulator, summation in arithmetics:
+        yield from (_Candidate(row, fmt, accumulator, summation) for row in known)
+    for name in (own, *wider[:1]):
+        yield from (_Candidate(row, name, name, "pairwise", flush=True) for row in known)
+    for name in narrower:
+        yield from (_Candidate(row, own, own, "pairwise", logits=name) for row in known)
+
+
+_TOLD: Mapping[str, tuple[str, ...]] = {
+    "softmax": (
+        "finite_sentinel(start=-50000)",
+        *(f"stored_{how}(stored={name})" for how in ("16_bit", "after_sum") for name in ("float8_e4m3fn", "float8_e5m2")),
+    )
+}
+"""Variants with parameters that some software has."""
 
 
 def _algorithms(posted: Posted) -> Iterator[Finding]:
@@ -312,7 +404,7 @@ def _algorithms(posted: Posted) -> Iterator[Finding]:
     truth, budget = posted.truth, WORK
     n = truth.raw_logits.shape[1]
     found: dict[bool, list[_Candidate]] = {True: [], False: []}
-    for candidate in _candidates(truth):
+    for candidate in sorted(_candidates(truth), key=lambda row: row.cost(n)):
         budget -= candidate.cost(n)
         if budget < 0:
             break
@@ -323,7 +415,7 @@ def _algorithms(posted: Posted) -> Iterator[Finding]:
     if same:
         how = "bit for bit what" if found[True] else "within a tenth of its error what"
         detail = f"it is {how} {truth.op.name} gives, with correctly rounded primitives, by {_named(same)}"
-        yield Finding("algorithm", f"{detail}{_why(same[0], rows[0], truth.fmt)}", variants=tuple(row.said for row in same))
+        yield Finding("algorithm", f"{detail}{_why(same, rows[0], truth.fmt)}", variants=tuple(row.said for row in same))
 
 
 def _named(same: Sequence[_Candidate]) -> str:
@@ -343,11 +435,13 @@ def _few(names: Sequence[str], between: str = ", ") -> str:
     return between.join([*names[:NAMED], *rest])
 
 
-def _why(candidate: _Candidate, row: tuple[Problem, Array, Array], fmt: Format) -> str:
-    """What broke in it."""
-    recorder = Recorder()
-    _ran(candidate, row[0], fmt, recorder)
-    faults = explain(recorder.steps, candidate.flush)
+def _why(same: Sequence[_Candidate], row: tuple[Problem, Array, Array], fmt: Format) -> str:
+    """What broke in one of them."""
+    faults: list[Fault] = []
+    for candidate in [row for row in same if row.variant.stable][:2] + list(same[:2]):
+        recorder = Recorder()
+        _ran(candidate, row[0], fmt, recorder)
+        faults += explain(recorder.steps, candidate.flush)
     order = ("stalled", "absorbed", "overflow", "divide_by_zero", "invalid", "cancelled", "mismatched")
     said = next((fault.detail for kind in order for fault in faults if fault.kind == kind), "")
     return f": {said}" if said else ""
@@ -388,7 +482,11 @@ def _ran(candidate: _Candidate, problem: Problem, fmt: Format, recorder: Recorde
     axes = Axes(candidate.accumulator, "correct", subnormals, output_format=fmt.name)
     try:
         k = Arithmetic(FORMATS[candidate.format], candidate.summation, recorder, axes)
-        ran = around.run(candidate.variant, stored_in(problem, k.fmt), k)
+        given = stored_in(problem, FORMATS[candidate.logits]) if candidate.logits else problem
+        stored = stored_in(given, k.fmt)
+        if (np.isfinite(formats.widen(stored.logits)) != np.isfinite(formats.widen(problem.logits))).any():
+            return None
+        ran = around.run(candidate.variant, stored, k)
     except EngineError:
         return None
     return formats.widen(ran.output).reshape(1, -1)
@@ -399,7 +497,7 @@ def _like(found: Array, got: Array, true: Array) -> bool | None:
     relative (False); else None."""
     if found.shape != got.shape:
         return None
-    same = (found == got) | (np.isnan(found) & np.isnan(got))
+    same = (found == got) | (np.isnan(found) & ((got == 0) | np.isnan(got)))  # 0/0 may be guarded, and taken as 0
     if same.all():
         return True
     if not (np.isfinite(found) & np.isfinite(got) | same).all():

@@ -62,6 +62,7 @@ def verify(
     turn = _Turn(problem, axis)
     problem, turned = turn.problem(problem), turn.output(output, "output")
     truth = certified(problem, formats.of(output))
+    turned = turned.reshape(()) if truth.shape == () and turned.shape == (1,) else turned
     _fits(turned, truth, "output")
     settled, judged, masked = _settled(problem, turned, nonfinite)
     case = _Case(judged, truth if settled is problem else certified(settled, truth.fmt), changes_much(settled, truth), map)
@@ -328,7 +329,7 @@ class _Case:
     """An output and the truth in its format, to be looked at as often as needed. changed: whether params leave no bound known."""
 
     def __init__(self, output: Array, truth: Truth, changed: bool, map: Map) -> None:
-        self.output, self.truth, self.changed, self.map = np.ascontiguousarray(output), truth, changed, map
+        self.output, self.truth, self.changed, self.map = np.asarray(output, order="C"), truth, changed, map
         self.op = truth.op.name
 
     def of(self, tolerance: Tolerance) -> Tolerance:
@@ -600,8 +601,8 @@ def _cheapest(ruled: _Ruled) -> str:
         found = case.seen(tolerance, tolerance).tolerated
         if not found.beyond and not found.unjudged:
             declared = ", ".join(f'"{key}": "{value}"' for key, value in told.items())
-            return f"consistent with {said.format(fmt=name)}: declare it ({declared}) if that is meant"
-    return "consistent with no one declaration, only with several together"
+            return f"{said.format(fmt=name)} may err so much: declare it ({declared}) if that is meant"
+    return "no one declaration allows it, only several together"
 
 
 def _invariants(include: Collection[str], case: _Case, seen: _Seen) -> Iterator[Finding]:

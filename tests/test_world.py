@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
-from math import inf
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from engine.bounds import Allowed, Declared, Tolerance, reference
-from engine.formats import FORMATS, of, widen
-from engine.measurement import Measurement
-from engine.model import Array, Problem
-from engine.truth import certified, nearly
+from engine import Gate, Problem, Verdict, verify
+from engine.formats import of, widen
+from engine.model import Array
+from engine.truth import certified
 from engine.verify import changes_much
 from tests import world
-from tests.world import BUGS, LEFT_OUT, Bug
+from tests.world import BUGS, LEFT_OUT
 
 README = Path(__file__).parent.parent / "README.md"
 ISSUE = r"[\w.-]+/[\w.-]+#\d+"
@@ -30,50 +26,22 @@ def made(name: str) -> tuple[Problem, Array]:
     return BUGS[name].make()
 
 
-def verdict(row: Bug, problem: Problem, output: Array) -> str:
-    """What the gate of a row says of an output: fail, inconclusive or pass."""
-    truth = certified(problem, of(output))
-    cells = Measurement(output, truth).kinds
-    mismatch = cells.mismatch.reshape(truth.rows, -1)
-    masked = np.all(widen(truth.raw_logits) == -inf, axis=-1)
-    if row.nonfinite != "ieee" and masked.any():
-        value = 0.0 if row.nonfinite == "masked_zero" else 1 / problem.logits.shape[-1]
-        mismatch[masked] = widen(output.reshape(truth.rows, -1)[masked]) != value
-    if mismatch.any():
-        return "fail"
-    true = nearly(truth, range(truth.rows))
-    compared = cells.compared.reshape(true.shape) & np.isfinite(widen(output)).reshape(true.shape)
-    error = np.abs(widen(output).reshape(true.shape) - true)
-    error -= 2.0**-49 * np.abs(true)  # what nearly may be off by
-    ulp = np.exp2(np.maximum(np.frexp(true)[1] - 1, truth.fmt.emin) - truth.fmt.precision + 1.0)
-    if row.gate == "faithful":
-        return "fail" if (error[compared] >= ulp[compared]).any() else "pass"
-    if row.gate == "correctly_rounded":
-        return "fail" if (error[compared] > ulp[compared] / 2).any() else "pass"
-    if changes_much(problem, truth):
-        return "inconclusive"
-    allowed = Allowed(list(gates(row.op, row.format)), truth.raw_logits, truth.companion(slice(0, truth.rows)))
-    tight, wide = (np.maximum(allowed.part(i, 0, truth.width), ulp / 2) for i in (0, 1))
-    if (error > wide)[compared].any():
-        return "fail"
-    return "inconclusive" if ((error > tight) | (tight == inf))[compared].any() else "pass"
-
-
-def gates(op: str, format: str) -> Iterator[Tolerance]:
-    """What the default gate allows, and beyond what nothing is excused; of a loss by log S - (x_t - m), which no offset changes."""
-    variant = "cross_entropy/split" if op == "cross_entropy" else reference(op)
-    wide = format if FORMATS[format].precision > 24 else "float32"
-
-    def declared(compute: str, summation: str, flush: bool = False) -> Declared:
-        return Declared(variant, compute, compute, format, summation, 2.0, 2.0, 3, flush)
-
-    yield Tolerance((declared(wide, "parallel"),))
-    yield Tolerance((declared(wide, "sequential", flush=True), declared(format, "pairwise")))
+@functools.cache
+def judged(name: str) -> Verdict:
+    """The verdict on it under the gate of the row."""
+    row, (problem, output) = BUGS[name], made(name)
+    return verify(problem, output, Gate(row.gate), nonfinite=row.nonfinite)
 
 
 @pytest.mark.parametrize("name", BUGS)
 def test_the_output_of_the_bug_is_found(name: str) -> None:
-    assert verdict(BUGS[name], *made(name)) == BUGS[name].verdict != "pass"
+    assert judged(name).verdict == BUGS[name].verdict != "pass"
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_finding_names_the_cause(name: str) -> None:
+    said = " ".join(finding.detail for finding in judged(name).findings).lower()
+    assert any(word in said for word in BUGS[name].cause), said
 
 
 @pytest.mark.parametrize("name", BUGS)
@@ -85,7 +53,7 @@ def test_a_right_kernel_passes_on_the_same_logits(name: str) -> None:
     for maker, output in given.items():
         assert (output.dtype, output.shape) == (wrong.dtype, wrong.shape)
         expected = "inconclusive" if no_bound(problem, output) else "pass"
-        assert verdict(row, problem, output) == expected, maker
+        assert verify(problem, output, Gate(row.gate), nonfinite=row.nonfinite).verdict == expected, maker
 
 
 def no_bound(problem: Problem, output: Array) -> bool:

@@ -40,7 +40,6 @@ def log_of_softmax(x: Array, y: Array, k: Arithmetic) -> Array:
     formula="L - x_t; sum over y_i != 0 of y_i (L - x_i); L = m + log sum_j exp(x_j - m), m = max(x)",
     source="the fused loss of the frameworks, on logsumexp/shifted",
     hazard="L - x_t cancels where the loss is small against the logits",
-    stable=True,
     issues=("pytorch/pytorch#11752",),
     claims="finite permutation",
 )

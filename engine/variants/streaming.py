@@ -214,7 +214,6 @@ def split_merge_logsumexp(x: Array, k: Arithmetic, parts: int) -> Array:
     formula="m + log s - x_t, m and s by tiles as in softmax/tiled; of a distribution sum over y_i != 0 of y_i (m + log s - x_i)",
     source="losses over a vocabulary in chunks or over devices (Liger, ops/cross_entropy.py)",
     hazard="as fused: L - x_t cancels where the loss is small against the logits",
-    stable=True,
     axes=FUSED,
     claims="finite",
     tile=_TILE,
