@@ -19,7 +19,7 @@ from engine.arithmetic import Arithmetic
 from engine.errors import EngineError
 from engine.faults import explain
 from engine.formats import FORMATS, Format
-from engine.model import NO_PARAMS, Array, Axes, Finding, Metrics, Problem
+from engine.model import NO_PARAMS, Array, Axes, Fault, Finding, Metrics, Problem
 from engine.mutants import NARROWER
 from engine.recorder import Recorder
 from engine.truth import Truth, nearly
