@@ -148,6 +148,9 @@ REFERENCE = {
 CONDITIONED = ("softmax", "log_softmax", "logsumexp", "cross_entropy", "cross_entropy_grad")
 """Ops that have a condition number here."""
 
+BY_INDEX = ("cross_entropy/log1p_of_others", "cross_entropy_grad/others")
+"""Variants that take other steps for class indices than for the distributions that these are."""
+
 # NumPy states at most 4 ulp for its vector loops (2.52 and 3.83 for exp and log of float32:
 # numpy/_core/src/umath/loops_exponent_log.dispatch.c.src) and holds float16 to one step beside the rounded result
 # (numpy/_core/tests/test_umath_accuracy.py); ml_dtypes computes in float32 and rounds that.

@@ -323,7 +323,7 @@ def _outcome(
     own = bounds.declared(variant.key, k.fmt, k.summation, k.axes)
     if stored.params is not NO_PARAMS:
         same = truth.problem if truth.problem.params is NO_PARAMS else None
-        own = replace(own, params=not around.unchanged(ran, stored, same))
+        own = replace(own, params=not around.unchanged(variant, ran, stored, same))
     reference = replace(own, variant=bounds.reference(variant.op))
     judged = judge(output, truth, Allowances(truth, Tolerance((own,)), Tolerance((reference,))))
     return Outcome(

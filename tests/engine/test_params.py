@@ -447,6 +447,18 @@ def test_bounds_hold_for_what_the_prologue_leaves_exact_and_are_none_else():
     assert ran("shifted", held, "float16").status == "unbounded"
 
 
+def test_what_takes_other_steps_for_classes_has_no_bound_beside_ignored_rows():
+    x = np.random.default_rng(0).standard_normal((3, 1000))
+    x[:, 0] = -8
+    problem = Problem("cross_entropy_grad", x, np.array([0, 1, 0]), params=Params(ignore_index=1))
+    for fmt in ("float16", "float32"):  # the sum of the others was held against the bound of the difference, ten times as small
+        outcomes = engine.evaluate(problem, [fmt], ["fused", "others"], "sequential").outcomes
+        assert [o.metrics.error_over_bound is None for o in outcomes] == [False, True]
+        assert outcomes[0].metrics.error_over_bound <= 1
+    kept = Problem("cross_entropy_grad", x, np.array([0, 2, 0]), params=Params(ignore_index=1))
+    assert engine.evaluate(kept, ["float16"], ["others"], "sequential").outcomes[0].metrics.error_over_bound <= 1
+
+
 def test_sums_that_are_not_known_are_no_defects():
     x = np.array([[1.0, 2.0, 3.0]])
     sunk = ran("shifted", Problem("softmax", x, params=Params(sink=0.0))).metrics
