@@ -23,12 +23,12 @@ from engine.model import (
     Verdict,
 )
 from engine.ops import output_shape
+from engine.outcome import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint, measure
 from engine.paper import bhh
 from engine.policies import check_gate
 from engine.variants import name_of as variant_name
 from engine.variants import names_of as variant_names
 from engine.verdict import estimate_verdict, verify
-from engine.verify import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint, measure
 
 __all__ = [
     "FORMATS",

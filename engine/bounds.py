@@ -168,7 +168,7 @@ class Declared:
 
     format, accumulator, output: names of formats. exp_ulps, log_ulps: errors of the primitives in ulp; kappa: roundings of the
     exponent of a shifted exponential. flush, fused, saturates: the axes of that name. params: whether params change what it
-    computes, so that no bound is known.
+    computes, so that no bound is known. delivered: whether subnormals of another output format are not flushed.
     """
 
     variant: str
@@ -183,6 +183,7 @@ class Declared:
     fused: bool = False
     saturates: bool = False
     params: bool = False
+    delivered: bool = False
 
 
 @dataclass(frozen=True)
@@ -391,7 +392,7 @@ def constants(k: Declared, n: int) -> Constants:
         least=_half(fmt) + f,
         flushed=f,
         u_out=out.unit_roundoff if narrower else 0.0,
-        least_out=(_half(out) if narrower else 0.0) + (out.smallest_normal if k.flush and out != fmt else 0.0),
+        least_out=(_half(out) if narrower else 0.0) + (out.smallest_normal if k.flush and out != fmt and not k.delivered else 0.0),
         ceiling=min(saturating, default=inf),
         fused=k.fused,
         of=k,

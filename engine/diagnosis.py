@@ -21,10 +21,10 @@ from engine.faults import explain
 from engine.formats import FORMATS, Format
 from engine.model import NO_PARAMS, Array, Axes, Fault, Finding, Metrics, Problem
 from engine.mutants import NARROWER
+from engine.outcome import stored_in
 from engine.recorder import Recorder
 from engine.truth import Truth, nearly
 from engine.variants import Variant, find, of_op
-from engine.verify import stored_in
 
 ROWS = 3
 """Rows that are looked at closely."""
@@ -74,7 +74,14 @@ def findings(posted: Posted) -> list[Finding]:
     if not posted.worst:
         return []
     rows = list(_rows(posted))
-    found = [*_void(posted, rows), *_masked(posted, rows), *_alike(posted, rows), *_stored(posted, rows), *_flushed(posted)]
+    found = [
+        *_void(posted, rows),
+        *_absorbed(posted, rows),
+        *_masked(posted, rows),
+        *_alike(posted, rows),
+        *_stored(posted, rows),
+        *_flushed(posted),
+    ]
     return [*found, *_transposed(posted), *_algorithms(posted)]
 
 
@@ -142,6 +149,20 @@ def _unwritten(rows: Sequence[_Row]) -> str:
         if 8 <= at.size < row.got.size and at[-1] - at[0] + 1 == at.size:
             return f"in row {row.number} all from column {at[0]} to {at[-1]}, as if they had not been written"
     return ""
+
+
+def _absorbed(posted: Posted, rows: Sequence[_Row]) -> Iterator[Finding]:
+    """Logarithms of a sum that rounded to 1."""
+    if posted.truth.op.name not in ("log_softmax", "cross_entropy", "logsumexp"):
+        return
+    for row in rows:
+        lost = np.flatnonzero((row.got == 0) & (row.true != 0) & (np.abs(row.true) <= 4 * row.fmt.unit_roundoff))
+        if lost.size:
+            what = (
+                f"0 where the truth is {row.true[lost[0]]:.4g}: the sum of the exponentials rounded to 1, which absorbed the others"
+            )
+            yield Finding("absorbed", f"{what}; log1p of their sum alone keeps them", count=int(lost.size))
+            return
 
 
 def _masked(posted: Posted, rows: Sequence[_Row]) -> Iterator[Finding]:
@@ -254,7 +275,7 @@ def _scaled(posted: Posted, row: _Row) -> tuple[str, str] | None:
 
 
 def _above_one(posted: Posted, row: _Row) -> tuple[str, str] | None:
-    top = float(np.nanmax(row.got))
+    top = float(row.got.max())  # NaN where one is
     if posted.truth.op.name != "softmax" or not 1 + 64 * row.fmt.unit_roundoff < top < inf:
         return None
     return (

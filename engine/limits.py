@@ -36,10 +36,10 @@ from engine.errors import InvalidProblem, quoted
 from engine.faults import explain
 from engine.formats import Format, find, from_ordinals, ordinals, round_array, widen
 from engine.model import Array, Axes, Fault, Limit, Thresholds
+from engine.outcome import this_engine
 from engine.recorder import Recorder
 from engine.variants import Variant
 from engine.variants import find as find_variant
-from engine.verify import this_engine
 
 LONGEST = 1 << 20
 """Logits of a row, and ones of a sum, at most."""

@@ -388,7 +388,7 @@ class Measurement(Cells):
         self.allowances = allowances or Allowances(truth, Tolerance((stable(truth.op.name, truth.fmt),)))
         self.fmt = truth.fmt
         self.bits = truth.bits
-        self.output = np.asarray(output, order="C")
+        self.output = np.ascontiguousarray(output)
         self.kinds = self._kinds()
         self.got: list[int] = self.kinds.got.tolist()
         self.compared: list[int] = np.flatnonzero(self.kinds.compared).tolist()

@@ -80,7 +80,8 @@ def tight(op: str, fmt: Format) -> Tolerance:
 
 def wide(op: str, fmt: Format) -> Tolerance:
     """What some arithmetic in use may still do: the larger of the bounds of float32 summed in sequence with subnormals flushed, and
-    of arithmetic wholly in the output's format summed pairwise. One that overflows on a row excuses nothing there."""
+    of arithmetic wholly in the output's format summed pairwise. One that overflows on a row excuses nothing there, and the flush is
+    that of the computing format: no processor flushes what it rounds to 16 bits, or a softmax of zeros would be excused."""
     compute = _wider(fmt).name
     sums = _declared(op, compute, compute, fmt.name, "sequential", flush=True)
     return Tolerance((sums, _declared(op, fmt.name, fmt.name, fmt.name, "pairwise")), ulps=HALF)
@@ -88,7 +89,7 @@ def wide(op: str, fmt: Format) -> Tolerance:
 
 def _declared(op: str, compute: str, accumulator: str, output: str, summation: str, flush: bool = False) -> Declared:
     return Declared(
-        bounds.reference(op), compute, accumulator, output, summation, DEFAULT_ULPS, DEFAULT_ULPS, 3, flush
+        bounds.reference(op), compute, accumulator, output, summation, DEFAULT_ULPS, DEFAULT_ULPS, 3, flush, delivered=True
     )  # fmt: skip
 
 

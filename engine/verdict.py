@@ -18,11 +18,11 @@ from engine.metrics import measure as measure_exactly
 from engine.metrics import worst as worst_of
 from engine.model import NO_PARAMS, Array, Bound, Certificate, Finding, Gate, Gated, Metrics, Problem, SelfTest, Verdict, Worst
 from engine.mutants import mutants, mutate
+from engine.outcome import MAX_WORST, changes_much, digest, is_fast, this_engine
 from engine.parameters import Value
 from engine.policies import Policy
 from engine.survey import Map, Survey
 from engine.truth import Truth, certified, nearly
-from engine.verify import MAX_WORST, changes_much, digest, is_fast, this_engine
 
 NONFINITE = ("ieee", "masked_zero", "masked_uniform", "strict")
 INVARIANTS = ("row_sums", "order", "argmax")

@@ -21,7 +21,7 @@ Rule = Callable[[Sources], Iterator[str]]
 LAYERS = {
     "engine": """errors, model < figures, registry < formats, ops < parameters, plain, summation, elementary < recorder
         < arithmetic, bounds < variants, truth, inputs < measurement, screen, params < metrics, faults < survey, policies, mutants
-        < verify < limits, paper, sweep, compare, diagnosis, tolerances < verdict < codec < __init__""",
+        < outcome < limits, paper, sweep, compare, diagnosis, tolerances < verdict < codec < __init__""",
     "service": """__init__ < client, reports, settings, errors, logs, split < tensors < schemas < tasks < compute < guard
         < routes, pages < app < cli""",
 }

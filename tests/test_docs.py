@@ -35,10 +35,10 @@ from engine.formats import FORMATS
 from engine.limits import BUDGET, LONGEST, NEIGHBOURS, QUESTIONS
 from engine.model import Metrics
 from engine.ops import OPS
+from engine.outcome import FAST_FROM
 from engine.survey import LONGEST_AUDIT
 from engine.truth import SERVED_BITS, fast
 from engine.variants import CLAIMS, LEFT_OUT, of_op
-from engine.verify import FAST_FROM
 from service import cli, client, guard, schemas
 from service.app import create_app
 from service.settings import Limits, Settings

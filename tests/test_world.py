@@ -11,8 +11,8 @@ import pytest
 from engine import Gate, Problem, Verdict, verify
 from engine.formats import of, widen
 from engine.model import Array
+from engine.outcome import changes_much
 from engine.truth import certified
-from engine.verify import changes_much
 from tests import world
 from tests.world import BUGS, LEFT_OUT
 

@@ -12,11 +12,11 @@ from engine.errors import InvalidProblem, UnknownName
 from engine.formats import FORMATS, round_array, widen
 from engine.model import Axes
 from engine.ops import OPS
+from engine.outcome import estimate
 from engine.parameters import FormatName, Integer, Number
 from engine.recorder import Recorder
 from engine.summation import SUMMATIONS
 from engine.variants import CLAIMS, FUSED, LEFT_OUT, VARIANTS, find, name_of, of_op, variant
-from engine.verify import estimate
 from tests.engine.test_variants import Case, cases, random_rows, row_by_row, same_bits
 
 INF, NAN = math.inf, math.nan

@@ -85,5 +85,5 @@ def test_the_catalogue_lists_the_registry(kind, names):
 
 
 def test_an_unknown_catalogue_names_what_exists():
-    with pytest.raises(UnknownName, match="known: ops, variants, formats, summations, inputs"):
-        catalogue("policies")
+    with pytest.raises(UnknownName, match="known: ops, variants, formats, summations, inputs, policies"):
+        catalogue("policy")

@@ -9,6 +9,7 @@ from flint import arb, ctx
 from mpmath import libmp
 
 from engine import Problem, Undecided, certify, evaluate, measurement
+from engine.bounds import Tolerance
 from engine.figures import bin_edge, fix, significant
 from engine.formats import FORMATS
 from engine.measurement import Allowances, Measurement
@@ -256,8 +257,9 @@ class _One(Allowances):
 
     def __init__(self, value):
         self.value = value
+        self.chosen = Tolerance(), Tolerance()
 
-    def _bound(self, index, which):
+    def bound(self, index, which):
         return self.value
 
 

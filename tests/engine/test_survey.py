@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import engine
-from engine import Disagreement, Problem, screen, survey, verify
+from engine import Disagreement, Problem, outcome, screen, survey
 from engine.arithmetic import Arithmetic
 from engine.bounds import REFERENCE
 from engine.errors import Undecided
@@ -50,7 +50,7 @@ def described(judged_metrics, worst, bound, status, absorbed):
 def exactly(output, truth):
     """The figures by the exact path."""
     try:
-        found = verify._exactly(output, truth, True, WORST)
+        found = outcome._exactly(output, truth, True, WORST)
     except Undecided:
         return {"undecided": "yes"}
     return described(found.metrics, found.worst, found.bound, found.status, found.absorbed)
@@ -66,7 +66,7 @@ def read(surveyed):
 
 def _read(surveyed):
     found = surveyed.metrics(True)
-    absorbed = verify._absorbed_fault(*surveyed.absorbed(), surveyed.cells, surveyed.truth)
+    absorbed = outcome._absorbed_fault(*surveyed.absorbed(), surveyed.cells, surveyed.truth)
     return described(found, surveyed.worst(WORST), surveyed.bound(), surveyed.status(), absorbed)
 
 
@@ -649,7 +649,7 @@ WITH_RADIUS = ("logsumexp", "cross_entropy_grad of weights", "softmax_jacobian",
 @every_task
 def test_the_certificate_states_the_widest_radius_of_the_truth_that_was_used(task, fmt, monkeypatch):
     """Where all radii are one number it is that, to the hundredth of a bit above, and not many times as much."""
-    monkeypatch.setattr(verify, "FAST_FROM", 1)
+    monkeypatch.setattr(outcome, "FAST_FROM", 1)
     form, op = FORMATS[fmt], OPS[task.partition(" ")[0]]
     rng = np.random.default_rng(seed_of(task, fmt))
     x = round_array(rng.standard_normal((200 // op.width(10), 10)) * 3, form)

@@ -353,3 +353,10 @@ def test_mutants_have_a_name_each_and_none_is_the_truth():
             broken = MUTANTS[name](right, truth, range(3))
             assert broken.shape == right.shape
             assert name == "narrowed" or not np.allclose(broken, right, rtol=1e-3)
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 1.0])
+def test_zeros_in_float16_are_not_excused_by_a_flush(sigma):
+    x = logits(1, 128256, sigma=sigma, fmt="float16")  # truths around 2^-17, below the smallest normal number
+    found = verify(Problem("softmax", x), np.zeros_like(x))
+    assert found.verdict == "fail"

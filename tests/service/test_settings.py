@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.ops import MAX_RANK
-from engine.verify import MAX_DIGITS, MAX_WORST
+from engine.outcome import MAX_DIGITS, MAX_WORST
 from service.settings import Limits, Settings, SettingsError, check_binding
 
 

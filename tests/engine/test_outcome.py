@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import engine
-from engine import InvalidProblem, Problem, UnknownName, evaluate, formats, verify
+from engine import InvalidProblem, Problem, UnknownName, evaluate, formats
+from engine import outcome as engine_outcome
 from engine.bounds import REFERENCE
 from engine.formats import FORMATS, round_array
 from engine.model import Axes, InputRounding, Params
@@ -167,7 +168,7 @@ def test_zeros_beyond_the_bound_are_unstable():
     found = engine.measure(Problem("softmax", np.zeros((1, 4), np.float16)), np.array([[0, 0.25, 0.25, 0.25]], np.float16))
     assert (found.bound.exceeded, found.metrics.false_zero_count) == (1, 1)
     assert (
-        verify._exactly(
+        engine_outcome._exactly(
             np.zeros((1, 4)), engine.truth.Truth(Problem("softmax", np.zeros((1, 4))), FORMATS["float64"]), False, 0
         ).status
         == "unstable"
@@ -229,7 +230,7 @@ def test_input_rounding_is_that_of_the_whole_tensor(special, block, monkeypatch)
     change = np.where(same, 0, stored) - np.where(same, 0, x)
     shift = INF if np.isinf(change).any() else np.ptp(change, axis=-1).max() / 2
     monkeypatch.setattr(formats, "BLOCK", block)
-    assert verify._input_rounding(x, stored) == InputRounding(np.count_nonzero(change), np.abs(change).max(), shift)
+    assert engine_outcome._input_rounding(x, stored) == InputRounding(np.count_nonzero(change), np.abs(change).max(), shift)
 
 
 def test_logits_are_rounded_once():
@@ -335,7 +336,7 @@ def test_many_8_bit_rows_are_measured_as_one_by_one(op, fmt, monkeypatch):
     x = np.random.default_rng(9).normal(0, 60, (100, 8))
     chosen = [row.name for row in of_op(op)[:2]]
     whole = evaluate(problem_of(op, x), [fmt], chosen)
-    monkeypatch.setattr(engine.verify, "FAST_FROM", 10**9)
+    monkeypatch.setattr("engine.outcome.FAST_FROM", 10**9)
     alone = evaluate(problem_of(op, x), [fmt], chosen)
     for a, b in zip(whole.outcomes, alone.outcomes, strict=True):
         assert repr((a.metrics, a.worst, a.status)) == repr((b.metrics, b.worst, b.status))
@@ -511,7 +512,7 @@ def test_no_tensor_is_copied_to_be_digested_or_compared_and_none_beside_the_resu
     stored = round_array(x, FORMATS["float16"])
     assert peak(engine.digest, x) < x.size
     assert peak(engine.digest, np.asfortranarray(x)) < x.size
-    assert peak(verify._input_rounding, x, stored) < 2 * x.size
+    assert peak(engine_outcome._input_rounding, x, stored) < 2 * x.size
     assert peak(round_array, x, FORMATS["float16"]) < stored.nbytes + 2 * x.size
 
 
