@@ -32,7 +32,7 @@ DTYPES: dict[str, Any] = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16,
 BITS = {"float16": np.uint16, "bfloat16": np.uint16, "float32": np.uint32, "float64": np.uint64}
 ROWS = {1: 2, 2: 8, 3: 8, 10: 8, 100: 8, 1000: 3, 4096: 1, 32000: 1, 128256: 1}
 """Rows of each family, by n."""
-LONG = ("gauss_1", "gauss_10", "offset_1e4", "near_equal", "confident", "unit")
+LONG = ("gauss_1", "gauss_10", "offset_1e4", "near_equal", "confident", "unit", "flat")
 """The families for the two largest n."""
 PACKAGES = ("torch", "jax", "jaxlib", "optax", "onnxruntime", "onnx", "scipy", "numpy", "ml_dtypes")
 
@@ -80,6 +80,16 @@ def _tails(rng: np.random.Generator, n: int, fmt: str) -> Array:
     return x
 
 
+_FLAT = {"float16": 7.5, "bfloat16": 5.40625, "float32": 16.5, "float64": 36.625}
+
+
+def _flat(rng: np.random.Generator, n: int, fmt: str) -> Array:
+    """One logit ahead, the others' exponentials a little above half an ulp of 1: a sum begun with it rounds each of them up."""
+    x = np.full(n, -_FLAT[fmt])
+    x[0] = 0.0
+    return x
+
+
 FAMILIES: dict[str, Maker] = {
     "gauss_1": _gauss(1.0),
     "gauss_10": _gauss(10.0),
@@ -95,6 +105,7 @@ FAMILIES: dict[str, Maker] = {
     "gaps": _gaps,
     "tails": _tails,
     "unit": lambda rng, n, fmt: rng.random(n),
+    "flat": _flat,
 }
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from flint import arb, ctx
 
 from tests import judge
-from tests.figures import MEAN, STEP, significant
+from tests.figures import MAXIMUM, MEAN, STEP, significant
 
 PATH = Path(__file__).parent / "data" / "golden" / "frameworks.json"
 PREC = 400
@@ -336,7 +336,18 @@ def figures(rows: Sequence[Cells], probabilities: Sequence[Row], ranks: bool = F
 
 
 def _errors(rows: Sequence[Cells], compared: Array, normal: Array, got: Array, want: Array) -> Figures:
-    names = ("max_ulp", "mean_ulp", "p50_ulp", "p99_ulp", "max_ulp_ordinal", "max_rel", "max_rel_normal", "max_abs", "bias_ulp")
+    names = (
+        "max_ulp",
+        "argmax_ulp",
+        "mean_ulp",
+        "p50_ulp",
+        "p99_ulp",
+        "max_ulp_ordinal",
+        "max_rel",
+        "argmax_rel",
+        "max_rel_normal",
+    )
+    names += ("max_abs", "bias_ulp")
     count = int(compared.sum())
     if not count:
         return dict.fromkeys(names)
@@ -345,15 +356,24 @@ def _errors(rows: Sequence[Cells], compared: Array, normal: Array, got: Array, w
     edges = sorted(edge for row in rows for edge in row.edges)
     return {
         "max_ulp": float(ulps.max()),
+        "argmax_ulp": _first(ulps, compared),
         "mean_ulp": math.fsum(ulps) / count,
         "p50_ulp": edges[math.ceil(count / 2) - 1],
         "p99_ulp": edges[-(-99 * count // 100) - 1],
         "max_ulp_ordinal": int(np.abs(got - want)[compared].max()),
         "max_rel": float(rel[compared].max()),
+        "argmax_rel": _first(rel, compared),
         "max_rel_normal": float(rel[compared & normal].max()) if (compared & normal).any() else None,
         "max_abs": float(size.max()),
         "bias_ulp": math.fsum(signed) / count,
     }
+
+
+def _first(values: Array, compared: Array) -> int:
+    """Where the largest is, the first of those that are equal to the bits that are told."""
+    near = np.flatnonzero(compared & (values >= values[compared].max() * (1 - 2.0 ** (2 - MAXIMUM))))
+    told = [v if math.isinf(v) else significant(Fraction(v), MAXIMUM) for v in values[near].tolist()]
+    return int(near[told.index(max(told))])
 
 
 def _of_rows(values: list[float] | None) -> list[float] | None:
