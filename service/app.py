@@ -62,6 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry=_NO_TELEMETRY,
     )
     app.state.receiving = 0  # bodies on their way
+    app.state.spooled = 0  # bytes of bodies on disk
     app.state.settings, app.state.pool, app.state.meters, app.state.example = settings, pool, Meters(pool), pages.Example()
     for router in (evaluate.router, verify.router, truth.router, thresholds.router, catalogue.router, health.router, pages.router):
         app.include_router(router)

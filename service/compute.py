@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import engine
+from service.doors import Door, opened
 from service.errors import Problem, from_fields
 from service.settings import Limits, Settings
 from service.split import ONE_THREAD, die_with_parent
@@ -35,6 +36,8 @@ _LONGEST_WORD = 1024  # characters of what a process says outside of its frames 
 _ROOT = str(Path(__file__).resolve().parent.parent)
 
 Frame = tuple[dict[str, Any], bytes]
+Body = bytes | Door
+"""A JSON text, or what lies on disk."""
 Write = Callable[..., None]
 
 
@@ -100,7 +103,7 @@ class Child:
         await self._process.wait()
         await asyncio.wait((self._words,))
 
-    async def answer(self, task: str, body: bytes, request_id: str, heavy: asyncio.Semaphore) -> bytes:
+    async def answer(self, task: str, body: Body, request_id: str, heavy: asyncio.Semaphore) -> bytes:
         """The answer's bytes. Raises Problem, or ChildDied if the process died before it took the request.
 
         What the answer must not tell goes to the log, under the request's id. A request estimated to be heavy goes on only
@@ -110,7 +113,8 @@ class Child:
         taken, estimate, known = False, 0.0, {"request_id": request_id, "pid": self._process.pid}
         try:
             async with contextlib.AsyncExitStack() as held, asyncio.timeout(self._limits.deadline_seconds) as deadline:
-                await self._send({"task": task}, body)
+                door = {} if isinstance(body, bytes) else {"door": asdict(body)}
+                await self._send({"task": task, **door}, body if isinstance(body, bytes) else b"")
                 await self._receive()
                 taken = True
                 header, answer = await self._receive()
@@ -239,7 +243,7 @@ class Pool:
                 slot.cancel()
             await asyncio.gather(*self._slots, return_exceptions=True)
 
-    async def answer(self, task: str, body: bytes, request_id: str = "") -> bytes:
+    async def answer(self, task: str, body: Body, request_id: str = "") -> bytes:
         """The bytes of the answer, from the next free child. Raises Problem. Cancelling this kills the child."""
         for _ in range(self._settings.workers + 2):
             try:
@@ -248,7 +252,7 @@ class Pool:
                 LOG.warning("a computing process died while idle; trying another", extra={"request_id": request_id})
         raise _died()
 
-    async def _attempt(self, task: str, body: bytes, request_id: str) -> bytes:
+    async def _attempt(self, task: str, body: Body, request_id: str) -> bytes:
         child = await self._free_child()
         self.counts.busy += 1
         try:
@@ -354,11 +358,13 @@ def _announce(seconds: float, limits: Limits, requests: BinaryIO, write: Write) 
         raise Problem("too-many-requests", detail, headers={"Retry-After": "5"})
 
 
-def _answer(task: str, body: bytes, limits: Limits, memory: int, requests: BinaryIO, write: Write) -> bool:
+def _answer(header: dict[str, Any], body: bytes, limits: Limits, memory: int, requests: BinaryIO, write: Write) -> bool:
     """Run one task and write its answer or its problem; whether the process is still fit for the next one."""
     write({"frame": "taken"})
+    task = header["task"]
     try:
-        answer = TASKS[task](body, limits, lambda seconds: _announce(seconds, limits, requests, write))
+        given = opened(Door(**header["door"]), limits) if "door" in header else body
+        answer = TASKS[task](given, limits, lambda seconds: _announce(seconds, limits, requests, write))
     except Problem as problem:
         write({"frame": "problem", "last": False, **problem.fields()})
     except MemoryError:
@@ -392,7 +398,7 @@ def main() -> None:
     write({"frame": "ready"})
     fit = True
     while fit and (request := _read_frame(requests)):
-        fit = _answer(request[0]["task"], request[1], limits, memory, requests, write)
+        fit = _answer(request[0], request[1], limits, memory, requests, write)
 
 
 if __name__ == "__main__":

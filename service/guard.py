@@ -7,12 +7,16 @@ and, for handlers that take a body, its type, size and time limits and the watch
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import re
 import sys
+import tempfile
 import time
-from collections.abc import Awaitable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
+from email.message import Message as Header
+from typing import IO, Any, TypeVar
 from uuid import uuid4
 
 import h11
@@ -25,7 +29,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from service.compute import Pool
+from service.compute import Body, Pool
+from service.doors import Door
 from service.errors import MEDIA_TYPE, Finding, Problem, quoted
 from service.settings import Limits, Settings
 
@@ -184,12 +189,81 @@ def _check_origin(method: str, headers: Headers) -> None:
         raise Problem("origin-not-allowed", detail, (Finding("Origin", detail),))
 
 
+@contextlib.asynccontextmanager
+async def body(request: Request, limits: Limits) -> AsyncIterator[Body]:
+    """The body of a request, unparsed: JSON as bytes; what may be large as a file that ends with the block, and with the service.
+
+    The file has no name: whatever ends this process, nothing of it is left. Raises Problem: unsupported-media-type, too-large,
+    too-many-requests or body-timeout.
+    """
+    kind = _media(request.headers)
+    if kind == "application/json":
+        yield await json_body(request, limits)
+        return
+    told = Header()
+    told["content-type"] = request.headers.get("content-type", "")
+    most = limits.max_multipart_bytes if kind == "multipart/form-data" else limits.max_binary_bytes
+    name = "max_multipart_bytes" if kind == "multipart/form-data" else "max_binary_bytes"
+    boundary, length = str(told.get_param("boundary", "")), request.headers.get("inference-header-content-length", "")
+    if kind == "multipart/form-data" and not re.fullmatch(r"[ -~]{1,70}", boundary):
+        raise _unsupported("multipart/form-data has a boundary of 1 to 70 characters in its content type")
+    if kind == "application/octet-stream" and not re.fullmatch(r"[0-9]{1,10}", length):
+        detail = "application/octet-stream needs the header Inference-Header-Content-Length, the bytes of JSON before the tensors"
+        raise Problem("malformed", detail, (Finding("Inference-Header-Content-Length", detail),))
+    with tempfile.TemporaryFile(prefix="softgauge-") as file:
+        state = request.app.state
+        try:
+            async with _receiving(request, limits, most, name):
+                await _spooled(request, limits, file, most, name)
+            path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+            yield Door("multipart", path, boundary) if boundary else Door("binary", path, header=int(length))
+        finally:
+            state.spooled -= file.tell()
+
+
+async def _spooled(request: Request, limits: Limits, file: IO[bytes], most: int, name: str) -> None:
+    """Write the body to a file as it comes."""
+    state, size = request.app.state, 0
+    try:
+        async for part in _arriving(request):
+            size += len(part)
+            if size > most:
+                raise _too_large(name, most, headers={"Connection": "close"})
+            state.spooled += len(part)
+            file.write(part)
+            if state.spooled > limits.max_spooled_bytes:
+                detail = f"bodies on disk have reached max_spooled_bytes = {limits.max_spooled_bytes}; try again later"
+                raise Problem("too-many-requests", detail, headers={"Retry-After": "5", "Connection": "close"})
+        file.flush()
+    except OSError as error:
+        _ERRORS.error("a body could not be written: %s", error)
+        raise Problem(
+            "not-ready", "there is no room for the body on the disk of the service", headers={"Connection": "close"}
+        ) from None
+
+
+def _media(headers: Headers) -> str:
+    """The type of a body."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in ("multipart/form-data", "application/octet-stream"):
+        _check_media(headers)
+    _check_encoding(headers)
+    return kind
+
+
 async def json_body(request: Request, limits: Limits) -> bytes:
     """The bytes of a JSON body, unparsed. Raises Problem: unsupported-media-type, too-large or body-timeout."""
     _check_media(request.headers)
+    async with _receiving(request, limits, limits.max_body_bytes, "max_body_bytes"):
+        return await _collected(request, limits)
+
+
+@contextlib.asynccontextmanager
+async def _receiving(request: Request, limits: Limits, most: int, name: str) -> AsyncIterator[None]:
+    """While a body of at most so many bytes is on its way."""
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and (len(declared) > 18 or int(declared) > limits.max_body_bytes):
-        raise _too_large(limits)
+    if declared.isdigit() and (len(declared) > 18 or int(declared) > most):
+        raise _too_large(name, most)
     state = request.app.state
     if state.receiving >= limits.max_receiving:
         detail = f"{limits.max_receiving} bodies are on their way already (the limit max_receiving)"
@@ -197,7 +271,7 @@ async def json_body(request: Request, limits: Limits) -> bytes:
     state.receiving += 1
     try:
         async with asyncio.timeout(limits.body_seconds):
-            return await _collected(request, limits)
+            yield
     except TimeoutError:
         detail = f"the body was not complete within body_seconds = {limits.body_seconds:g}"
         raise Problem("body-timeout", detail, headers={"Connection": "close"}) from None
@@ -209,34 +283,50 @@ def _check_media(headers: Headers) -> None:
     kind, _, rest = headers.get("content-type", "").partition(";")
     charset = rest.replace(" ", "").replace('"', "").lower()
     if kind.strip().lower() != "application/json" or charset not in ("", "charset=utf-8"):
-        detail = f"this route takes application/json in UTF-8, not {quoted(headers.get('content-type', 'an unnamed type'))}"
-        raise Problem("unsupported-media-type", detail, (Finding("Content-Type", detail),))
+        given = quoted(headers.get("content-type", "an unnamed type"))
+        raise _unsupported(
+            f"this route takes application/json in UTF-8, multipart/form-data or application/octet-stream, not {given}"
+        )
+    _check_encoding(headers)
+
+
+def _check_encoding(headers: Headers) -> None:
     encodings = ", ".join(headers.getlist("content-encoding"))
     if encodings.strip().lower() not in ("", "identity"):
         detail = f"content encoding {quoted(encodings)} is not taken; send the body as it is"
         raise Problem("unsupported-media-type", detail, (Finding("Content-Encoding", detail),))
 
 
+def _unsupported(detail: str) -> Problem:
+    return Problem("unsupported-media-type", detail, (Finding("Content-Type", detail),))
+
+
 async def _collected(request: Request, limits: Limits) -> bytes:
     parts: list[bytes] = []
     size = 0
-    while True:
+    async for part in _arriving(request):
+        size += len(part)
+        if size > limits.max_body_bytes:
+            raise _too_large("max_body_bytes", limits.max_body_bytes, headers={"Connection": "close"})
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _arriving(request: Request) -> AsyncIterator[bytes]:
+    """The body, piece by piece."""
+    more = True
+    while more:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise _ClientGone
-        part = message.get("body", b"")
-        size += len(part)
-        if size > limits.max_body_bytes:
-            raise _too_large(limits, headers={"Connection": "close"})
-        parts.append(part)
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+        yield message.get("body", b"")
+        more = message.get("more_body", False)
 
 
-def _too_large(limits: Limits, headers: dict[str, str] | None = None) -> Problem:
-    way = "`softgauge evaluate` reads .npy files of up to 2^31 elements, and other files of up to 256 MiB, without a server"
-    detail = f"the body is larger than max_body_bytes = {limits.max_body_bytes}; {way}"
-    return Problem("too-large", detail, headers=headers)
+def _too_large(name: str, most: int, headers: dict[str, str] | None = None) -> Problem:
+    doors = "multipart/form-data takes files of up to 1 GiB; " if name != "max_multipart_bytes" else ""
+    way = f"{doors}without a server, `softgauge evaluate` and `softgauge verify` read .npy files of up to 2^31 elements"
+    return Problem("too-large", f"the body is larger than {name} = {most}; {way}", headers=headers)
 
 
 async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:

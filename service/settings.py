@@ -26,7 +26,11 @@ class Limits:
     body_seconds: float = 30.0  # until the body must be complete
     max_receiving: int = 64  # bodies that may be on their way at once
     max_rank: int = 4
+    max_binary_bytes: int = 64 * 2**20  # application/octet-stream body
+    max_multipart_bytes: int = 2**30  # multipart/form-data body
+    max_spooled_bytes: int = 4 * 2**30  # bodies of both kinds on disk at once
     max_elements: int = 2_000_000  # of one tensor, and of one output
+    max_file_elements: int = 2**28  # of one tensor in a file or in binary
     max_response_elements: int = 100_000  # values, truth and rounded elements in one answer, all together
     max_response_digits: int = 2_000_000  # decimal digits in one answer of /v1/truth
     max_digits: int = 1000  # decimal digits of one element

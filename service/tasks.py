@@ -14,11 +14,14 @@ from pydantic import BaseModel, ValidationError
 
 import engine
 from service import schemas, tensors
+from service.doors import Opened
 from service.errors import Finding, Problem, engine_errors, misfit, place, shown
 from service.settings import Limits
 
 Announce = Callable[[float], None]
-Task = Callable[[bytes, Limits, Announce], bytes]
+Given = bytes | Opened
+"""A JSON text, or one with tensors beside it."""
+Task = Callable[[Given, Limits, Announce], bytes]
 Reader = Callable[..., tensors.Array]
 Request = TypeVar("Request", bound=BaseModel)
 
@@ -33,7 +36,7 @@ _LONGEST_NAME = 64  # characters of the name of a family's parameter
 _UNCHANGED = "the same request stays undecided; change that row or leave it out"
 
 
-def evaluate(body: bytes, limits: Limits, announce: Announce) -> bytes:
+def evaluate(body: Given, limits: Limits, announce: Announce) -> bytes:
     """POST /v1/evaluate. announce: told the estimated seconds before the computation starts. Raises Problem."""
     request = parse(schemas.EvaluateRequest, body, limits)
     problem, size = _problem(request, limits)
@@ -69,7 +72,7 @@ def _measured(problem: engine.Problem, options: dict[str, Any], worst: int) -> e
         raise engine.Undecided(f"{error}; {way_out}") from None
 
 
-def truth(body: bytes, limits: Limits, announce: Announce) -> bytes:
+def truth(body: Given, limits: Limits, announce: Announce) -> bytes:
     """POST /v1/truth. announce: told the estimated seconds before the computation starts. Raises Problem."""
     request = parse(schemas.TruthRequest, body, limits)
     _at_most(request.digits, limits.max_digits, "max_digits", "digits", "/digits", kind="invalid")
@@ -88,7 +91,7 @@ def truth(body: bytes, limits: Limits, announce: Announce) -> bytes:
     return _written(engine.encode(answer))
 
 
-def thresholds(body: bytes, limits: Limits, announce: Announce) -> bytes:
+def thresholds(body: Given, limits: Limits, announce: Announce) -> bytes:
     """GET /v1/thresholds, its parameters as JSON. announce: told the estimated seconds before. Raises Problem."""
     asked = parse(schemas.ThresholdsQuery, body, limits)
     with engine_errors("op"):
@@ -107,7 +110,7 @@ def thresholds(body: bytes, limits: Limits, announce: Announce) -> bytes:
     return _written(engine.encode(engine.thresholds(asked.op, variant, fmt, asked.n, asked.summation, axes)))
 
 
-def verify(body: bytes, limits: Limits, announce: Announce) -> bytes:
+def verify(body: Given, limits: Limits, announce: Announce) -> bytes:
     """POST /v1/verify. announce: told the estimated seconds before the computation starts. Raises Problem."""
     request = parse(schemas.VerifyRequest, body, limits)
     problem, size = _problem(request, limits)
@@ -139,7 +142,7 @@ def _outputs(request: schemas.VerifyRequest, limits: Limits) -> tuple[tensors.Ar
 
 def _judged(value: object, pointer: str, limits: Limits) -> tensors.Array:
     """A tensor that must say its dtype."""
-    if not isinstance(value, dict):
+    if not isinstance(value, dict | np.ndarray):
         form = '{"dtype": "float32", "shape": [2, 3], "data": [...]}'
         given = "it is missing" if value is None else f"{shown(value)} has no dtype"
         raise _invalid(limits, Finding(pointer, f"{given}: what is judged says in which format it is, as {form} does"))
@@ -175,11 +178,13 @@ def warm() -> None:
     evaluate(body, Limits(), lambda _: None)
 
 
-def parse(model: type[Request], body: bytes, limits: Limits) -> Request:
+def parse(model: type[Request], body: Given, limits: Limits) -> Request:
     """The validated request. Raises Problem: malformed for what is no JSON, invalid for what does not fit the model."""
-    document = _json(body)
+    document = _json(body.text if isinstance(body, Opened) else body)
     if not isinstance(document, dict):
         raise _invalid(limits, Finding("", f"the body is a JSON object, not {shown(document)}"))
+    if isinstance(body, Opened):
+        _beside(document, body.arrays, model, limits)
     known = {row.alias or name for name, row in model.model_fields.items()}
     # Looked for by hand: pydantic would write one error for each of a hundred thousand unknown fields.
     if unknown := [key for key in document if key not in known]:
@@ -189,6 +194,26 @@ def parse(model: type[Request], body: bytes, limits: Limits) -> Request:
         return model.model_validate(document)
     except ValidationError as error:
         raise _invalid(limits, *_findings(error)) from None
+
+
+def _beside(document: dict[str, Any], arrays: Mapping[str, tensors.Array], model: type[BaseModel], limits: Limits) -> None:
+    """Put the tensors that came beside the JSON in their places in it."""
+    runs = sorted((int(name.removeprefix("outputs.")), name) for name in arrays if name.startswith("outputs."))
+    if [number for number, _ in runs] != list(range(len(runs))):
+        raise _invalid(limits, Finding("/outputs", "repeated runs are numbered from outputs.0 on, without a gap"))
+    given: dict[str, Any] = {name: array for name, array in arrays.items() if not name.startswith("outputs.")}
+    given |= {"outputs": [arrays[name] for _, name in runs]} if runs else {}
+    for name, array in given.items():
+        holder = document
+        if name in ("mask", "weights"):
+            holder = document.setdefault("params", {})
+            if not isinstance(holder, dict):
+                raise _invalid(limits, Finding("/params", f"{shown(holder)} is no object of params"))
+        elif name not in model.model_fields:
+            raise _invalid(limits, Finding(f"/{name}", f"{name} is no tensor of this route"))
+        if holder.get(name) is not None:
+            raise _invalid(limits, Finding(f"/{name}", f"{name} is in the JSON and in a file; give it once"))
+        holder[name] = array
 
 
 def _json(body: bytes) -> object:
@@ -234,7 +259,8 @@ def _problem(request: schemas.ProblemRequest, limits: Limits) -> tuple[engine.Pr
     problem = engine.Problem(request.op, logits, targets, grad_output, _params(request.params, limits))
     with engine_errors("/op"):
         size = math.prod(engine.output_shape(replace(problem, logits=np.broadcast_to(np.zeros(1), shape))))
-    _at_most(size, limits.max_elements, "max_elements", "elements of the output", _source(request))
+    name = "max_file_elements" if isinstance(request.logits, np.ndarray) else "max_elements"
+    _at_most(size, getattr(limits, name), name, "elements of the output", _source(request))
     return problem, size
 
 

@@ -95,18 +95,31 @@ class _Cells:
 
 def read(value: object, pointer: str, bounds: Bounds) -> Array:
     """A tensor of numbers: float64 from a bare list, else the dtype it declares. Raises BadTensor."""
+    if isinstance(value, np.ndarray):
+        return _of_file(value, pointer, "V")
     if isinstance(value, dict):
         return _declared(value, pointer, bounds, integers=False)
     return _floats(_flatten(value, pointer, bounds), bounds)
 
 
-def read_declared(value: dict[str, Any], pointer: str, bounds: Bounds) -> Array:
+def _of_file(array: Array, pointer: str, besides: str) -> Array:
+    """An array from a file, of a format; besides: other kinds of dtype that will do."""
+    if array.dtype.kind not in "iub" or array.dtype.kind in besides:
+        return array
+    raise BadTensor((pointer, f"dtype {array.dtype} is no format; give {', '.join(engine.FORMATS)}"))
+
+
+def read_declared(value: dict[str, Any] | Array, pointer: str, bounds: Bounds) -> Array:
     """A tensor object of numbers, of any rank. Raises BadTensor."""
+    if isinstance(value, np.ndarray):
+        return _of_file(value, pointer, "V")
     return _declared(value, pointer, bounds, integers=False, least_rank=0)
 
 
 def read_targets(value: object, pointer: str, bounds: Bounds, logits_shape: tuple[int, ...]) -> Array:
     """Targets for logits of that shape: int64 class indices (the shape without the last axis) or weights. Raises BadTensor."""
+    if isinstance(value, np.ndarray):
+        return _of_file(value, pointer, "iu")
     if isinstance(value, dict):
         return _declared(value, pointer, bounds, integers=True)
     if not isinstance(value, list):
@@ -118,7 +131,11 @@ def read_targets(value: object, pointer: str, bounds: Bounds, logits_shape: tupl
 
 
 def read_booleans(value: object, pointer: str, bounds: Bounds) -> Array:
-    """Nested lists of true and false. Raises BadTensor."""
+    """Nested lists of true and false, or an array of them. Raises BadTensor."""
+    if isinstance(value, np.ndarray):
+        if value.dtype != bool:
+            raise BadTensor((pointer, f"dtype {value.dtype} is no boolean: a mask is true where a logit is kept"))
+        return value
     cells = _flatten(value, pointer, bounds)
 
     def convert(item: object) -> bool:

@@ -15,8 +15,25 @@ REF = "#/components/schemas/{model}"
 
 def body(model: type[BaseModel], examples: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The openapi_extra of a route that takes this model as JSON."""
-    media = {"schema": {"$ref": REF.format(model=model.__name__)}, "examples": examples}
-    return {"requestBody": {"required": True, "content": {"application/json": media}}}
+    schema = {"$ref": REF.format(model=model.__name__)}
+    parts = {"request": {**schema, "description": _REQUEST_PART}, "tensors": {**_FILE, "description": _TENSORS_PART}}
+    parts |= {name: {**_FILE, "description": f"{name} alone, as .npy or .safetensors"} for name in ("logits", "targets")}
+    multipart = {"type": "object", "required": ["request"], "properties": parts, "additionalProperties": _FILE}
+    content: dict[str, Any] = {
+        "application/json": {"schema": schema, "examples": examples},
+        "multipart/form-data": {"schema": multipart, "encoding": {"request": {"contentType": "application/json"}}},
+        "application/octet-stream": {"schema": {**_FILE, "description": _BINARY}},
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+_FILE = {"type": "string", "format": "binary"}
+_REQUEST_PART = "The request without the tensors that come in files."
+_TENSORS_PART = "A .safetensors or .npz file whose tensors are named logits, output, targets, ..., mask, weights, outputs.0, ..."
+_BINARY = (
+    "The JSON request, as long as the header Inference-Header-Content-Length says, then little-endian tensors, in the order in which "
+    'the JSON names them, each as {"dtype", "shape", "parameters": {"binary_data_size"}} in place of its data.'
+)
 
 
 def returns(model: type[BaseModel] | None, *statuses: int, example: Any = None) -> dict[int | str, dict[str, Any]]:

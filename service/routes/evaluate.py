@@ -22,6 +22,6 @@ router = APIRouter(tags=["compute"])
 async def evaluate(request: Request) -> Response:
     """One outcome for each format and variant: its status, every metric, the worst elements, and which step broke."""
     pool, limits = request.app.state.pool, request.app.state.settings.limits
-    given = await guard.json_body(request, limits)
-    answer = pool.answer("evaluate", given, guard.request_id(request))
-    return Response(await guard.unless_gone(request, answer), media_type="application/json")
+    async with guard.body(request, limits) as given:
+        answer = pool.answer("evaluate", given, guard.request_id(request))
+        return Response(await guard.unless_gone(request, answer), media_type="application/json")

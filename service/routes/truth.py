@@ -22,6 +22,6 @@ router = APIRouter(tags=["compute"])
 async def truth(request: Request) -> Response:
     """Proven, not estimated: what cannot be decided within the precision cap is refused."""
     pool, limits = request.app.state.pool, request.app.state.settings.limits
-    given = await guard.json_body(request, limits)
-    answer = pool.answer("truth", given, guard.request_id(request))
-    return Response(await guard.unless_gone(request, answer), media_type="application/json")
+    async with guard.body(request, limits) as given:
+        answer = pool.answer("truth", given, guard.request_id(request))
+        return Response(await guard.unless_gone(request, answer), media_type="application/json")

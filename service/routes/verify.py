@@ -22,6 +22,6 @@ router = APIRouter(tags=["compute"])
 async def verify(request: Request) -> Response:
     """The verdict on what a kernel returned, by a gate that is tested in the same answer, with reasons, places and figures."""
     pool, limits = request.app.state.pool, request.app.state.settings.limits
-    given = await guard.json_body(request, limits)
-    answer = pool.answer("verify", given, guard.request_id(request))
-    return Response(await guard.unless_gone(request, answer), media_type="application/json")
+    async with guard.body(request, limits) as given:
+        answer = pool.answer("verify", given, guard.request_id(request))
+        return Response(await guard.unless_gone(request, answer), media_type="application/json")
