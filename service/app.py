@@ -114,6 +114,8 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         for model in schemas.REQUESTS:
             components[model.__name__]["properties"]["op"]["enum"] = [row["name"] for row in engine.catalogue("ops")]
         document["servers"] = [{"url": "/"}]
+        shown = document["paths"]["/v1/verify"]["post"]["responses"]["200"]["content"]["application/json"]
+        shown["example"] = schemas.VERIFY_ANSWER  # FastAPI leaves out the nulls of an example
         app.openapi_schema = document
     return app.openapi_schema
 

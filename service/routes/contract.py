@@ -31,8 +31,8 @@ _FILE = {"type": "string", "format": "binary"}
 _REQUEST_PART = "The request without the tensors that come in files."
 _TENSORS_PART = "A .safetensors or .npz file whose tensors are named logits, output, targets, ..., mask, weights, outputs.0, ..."
 _BINARY = (
-    "The JSON request, as long as the header Inference-Header-Content-Length says, then little-endian tensors, in the order in which "
-    'the JSON names them, each as {"dtype", "shape", "parameters": {"binary_data_size"}} in place of its data.'
+    "The JSON request, as long as the header Inference-Header-Content-Length says, then little-endian tensors, in the order in "
+    'which the JSON names them, each as {"dtype", "shape", "parameters": {"binary_data_size"}} in place of its data.'
 )
 
 
