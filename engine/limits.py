@@ -22,7 +22,7 @@ first that was seen to fail; where a number beyond it is seen to do well again, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -49,7 +49,9 @@ BUDGET = 1 << 26
 """Elements that the search for one limit works on at most, about, where all numbers are tried; half as many where they are not."""
 NEIGHBOURS = 1000
 """Numbers tried on each side of a limit where not all can be, at most."""
-_BLOCK = 1 << 18
+LEAST = 256
+"""Numbers that are tried on each side of a limit, and in a spread, at least; where that takes too long, no limit is told."""
+_BLOCK = 1 << 20
 _FEW = 512
 """Sums of ones that are always made."""
 _ROUNDS = 16
@@ -106,7 +108,8 @@ def estimate_thresholds(op: str, variant: str, format: str, n: int = 2, summatio
     trials = [_Trial(family, row, arithmetic, n) for family in _families(row.op, n)]
     work = sum(trial.cost * trial.planned for trial in trials)
     if _adds(row) and not _never_stalls(k):
-        work += BUDGET * _weight(k) * (2 if k.summation in ("kahan", "neumaier") else 0.25)
+        sums = 6 * NEIGHBOURS * 2.0 ** (k.accumulator.fmt.precision + 3)
+        work += min(BUDGET, sums) * _weight_of_sum(k) * _SUMMING.get(k.summation, 0.5)
     return 2e-2 + 4e-8 * work
 
 
@@ -134,8 +137,19 @@ def _weight(k: Arithmetic) -> float:
     """How many times as long an element takes as in NumPy's own 16-bit arithmetic."""
     emulated = k.axes.subnormals == "flush" or k.fmt.bits == 8 or k.output_format.bits == 8
     integers = k.fmt.precision > 24 and k.axes.fma
-    rounded = k.axes.exp != "numpy" or k.axes.fma or k.axes.output_format != k.fmt.name or k.axes.accumulator != k.fmt.name
-    return 1 + 15 * emulated + 1600 * integers + 15 * rounded + 3 * (k.summation == "exact")
+    rounded = k.axes.exp != "numpy" or k.axes.fma
+    others = (k.axes.output_format != k.fmt.name) + (k.axes.accumulator != k.fmt.name)
+    return 1 + 15 * emulated + 1600 * integers + 15 * rounded + 2 * others + 3 * (k.summation == "exact")
+
+
+def _weight_of_sum(k: Arithmetic) -> float:
+    """The same of an addition."""
+    emulated = k.axes.subnormals == "flush" or k.accumulator.fmt.bits == 8
+    return 1 + 15 * emulated + 3 * (k.summation == "exact")
+
+
+_SUMMING = {"kahan": 2.0, "neumaier": 2.0, "blocked": 2.0, "exact": 4.0}
+"""How dear the sums of ones are, for the same number of them."""
 
 
 def _in_order(k: Arithmetic) -> bool:
@@ -176,12 +190,12 @@ class _Trial:
     @property
     def affordable(self) -> int:
         """Points on each side of a limit, and of a spread, that are tried where not all are."""
-        return max(1, min(NEIGHBOURS, int(BUDGET / self.cost / 6)))
+        return max(LEAST, min(NEIGHBOURS, int(BUDGET / self.cost / 6)))
 
     @property
     def exhaustive(self) -> bool:
         """Whether all points are tried."""
-        return self.count <= max(3, BUDGET / self.cost)
+        return self.count <= max(6 * LEAST, BUDGET / self.cost)
 
     @property
     def ways(self) -> int:
@@ -210,10 +224,16 @@ class _Trial:
         """Points, from the anchor to the last number."""
         return self.end - self.family.sign * self.anchor
 
+    def ordinals(self, points: Array) -> Array:
+        """Of those points, which are more than an int64 has where the anchor is far on the other side of 0: modulo 2^64."""
+        steps = points.astype(np.uint64)
+        steps = steps if self.family.sign > 0 else ~steps + np.uint64(1)
+        return (steps + np.array([self.anchor]).view(np.uint64)).view(np.int64)
+
     def outputs(self, points: Array, recorder: Recorder | None = None) -> Array:
         """Results (r, width) for those points, in binary64."""
         k = self.arithmetic(recorder=recorder)
-        v = from_ordinals(self.anchor + self.family.sign * points, k.fmt)[:, None]
+        v = from_ordinals(self.ordinals(points), k.fmt)[:, None]
         place = (self.family.place or 0) % self.n
         there = np.arange(self.n) == place
         x = np.array(np.broadcast_to(v, (len(v), self.n)) if self.family.place is None else np.where(there, v, v.dtype.type(0)))
@@ -243,7 +263,7 @@ class _Trial:
 
     def number(self, point: int) -> float:
         """The number of a point, as it is told: a logit with its sign, a gap without."""
-        v = float(widen(from_ordinals(np.array([self.anchor + self.family.sign * point]), self.arithmetic().fmt))[0])
+        v = float(widen(from_ordinals(self.ordinals(_points([point])), self.arithmetic().fmt))[0])
         return v if self.family.place is None else abs(v)
 
     def nonzero(self) -> Array:
@@ -287,13 +307,15 @@ def _anchored(trial: _Trial) -> _Trial:
 def _limit(trial: _Trial) -> Limit:
     k, count = trial.arithmetic(), trial.count
     found = _exhausted(trial.holds, count) if trial.exhaustive else _searched(trial.holds, count, trial.affordable, trial.ways)
+    few = found.search == "bisection" and trial.affordable < NEIGHBOURS
     if found.last == count - 1:
         every = f"it holds for every number of {k.fmt.name}"
         every += f" from {trial.number(0):g} on" * bool(trial.anchor)
         every += f" up to {trial.number(count - 1):g}" * (trial.end < k.fmt.infinity_ordinal)
-        return Limit(trial.family.name, None, None, None, None, every, found.search, found.checked, True)
+        every += f" that was tried, {found.checked} of {count}: others may fail" * few
+        return Limit(trial.family.name, None, None, None, None, every, found.search, found.checked, not few)
     recorder = Recorder()
-    outputs = trial.outputs(np.array([found.last + 1]), recorder)
+    outputs = trial.outputs(_points([found.last + 1]), recorder)
     kind, text = _told(trial, outputs, explain(recorder.steps, k.axes.subnormals == "flush"))
     value, following = None if found.last < 0 else trial.number(found.last), trial.number(found.last + 1)
     if trial.family.name == "zero_loss_gap" and kind == "zero" and _is_tiny(following, trial.n, k.output_format):
@@ -301,7 +323,8 @@ def _limit(trial: _Trial) -> Limit:
     if found.again is not None:
         text += f"; not so for all that lies beyond: {_shortest(trial.number(found.again))} does well again"
         text += ", and more may fail before it, where not all were tried" * (found.search == "bisection")
-    result, sharp = float(trial.at(outputs)[0]), found.again is None
+    text += f"; only {found.checked} numbers were tried, of {count}: a smaller one may fail" * few
+    result, sharp = float(trial.at(outputs)[0]), found.again is None and not few
     return Limit(trial.family.name, value, following, result, kind, text, found.search, found.checked, sharp)
 
 
@@ -351,16 +374,21 @@ class _Found:
     again: int | None
 
 
+def _points(given: Iterable[int]) -> Array:
+    return np.fromiter(given, np.uint64)
+
+
 def _exhausted(holds: Holds, count: int) -> _Found:
     """Every point from 0 to count - 1."""
-    good = holds(np.arange(count))
+    points = _points(range(count))
+    good = holds(points)
     last = count - 1 if good.all() else int(np.argmin(good)) - 1
-    return _Found(last, "exhaustive", count, _again(np.arange(count), good, last))
+    return _Found(last, "exhaustive", count, _again(points, good, last))
 
 
 def _searched(holds: Holds, count: int, each: int, ways: int) -> _Found:
     """A spread of points, sections from the first that fails, and neighbours."""
-    spread = np.array([(count - 1) * i // each for i in range(each + 1)])
+    spread = _points((count - 1) * i // each for i in range(each + 1))
     good = holds(spread)
     if good.all():
         last = count - 1
@@ -374,7 +402,7 @@ def _section(holds: Holds, low: int, high: int, ways: int) -> int:
     """A point that holds before one that does not, between low, which does (or is -1), and high, which does not."""
     while high - low > 1:
         parts = min(ways + 1, high - low)
-        points = np.array([low + (high - low) * i // parts for i in range(1, parts)])
+        points = _points(low + (high - low) * i // parts for i in range(1, parts))
         good = holds(points)
         first = len(points) if good.all() else int(np.argmin(good))
         low, high = int(points[first - 1]) if first else low, int(points[first]) if first < len(points) else high
@@ -384,7 +412,7 @@ def _section(holds: Holds, low: int, high: int, ways: int) -> int:
 def _confirmed(holds: Holds, last: int, count: int, each: int, tried: list[tuple[Array, Array]]) -> _Found:
     """The neighbours of a limit, which moves down to before the first of them that fails, whose neighbours are next."""
     for _ in range(_ROUNDS):
-        near = np.arange(max(0, last - each + 1), min(count, last + each + 1))
+        near = _points(range(max(0, last - each + 1), min(count, last + each + 1)))
         good = holds(near)
         tried.append((near, good))
         if good[near <= last].all():
@@ -425,23 +453,23 @@ def _ones(totals: Callable[[Array], Array], k: Arithmetic) -> Limit:
         before, now, twice = np.split(totals(np.concatenate((points, points + 1, 2 * points))), 3)
         return np.asarray(np.isfinite(now) & ((before != twice) | (points == 0)))
 
-    few = np.arange(_FEW)
+    few = _points(range(_FEW))
     good = holds(few)
     high = int(np.argmin(good)) if not good.all() else 2 * _FEW - 1
-    while _FEW <= high < LONGEST and holds(np.array([high]))[0]:
+    while _FEW <= high < LONGEST and holds(_points([high]))[0]:
         high = 2 * high + 1
     if high >= LONGEST:
         text = f"it holds for every count up to {_FEW} and for powers of two up to {LONGEST}; no others were tried"
         return Limit("ones", None, None, None, None, text, "bisection", _FEW + (LONGEST // _FEW).bit_length() - 1, True)
-    last = high - 1 if high < _FEW else _section(holds, high // 2, high, max(1, min(31, _BLOCK // high)))
-    dear = max(1, last) * _weight(k) * (1 if k.summation == "numpy" else 8)
+    last = high - 1 if high < _FEW else _section(holds, high // 2, high, max(1, min(31, _BLOCK // 4 // high)))
+    dear = max(1, last) * _weight_of_sum(k) * (1 if k.summation == "numpy" else 8)
     found = _confirmed(holds, last, LONGEST, max(1, min(NEIGHBOURS, int(BUDGET / dear))), [(few, good)])
     return _ones_told(found, totals)
 
 
 def _ones_told(found: _Found, totals: Callable[[Array], Array]) -> Limit:
     value, following = found.last + 1, found.last + 2
-    total, total_after, twice = (float(each) for each in totals(np.array([value, following, 2 * value])))
+    total, total_after, twice = (float(each) for each in totals(_points([value, following, 2 * value])))
     if isnan(total_after) or isinf(total_after):
         kind, text = "infinite" if isinf(total_after) else "nan", f"the sum of {following} ones overflows"
     else:
@@ -464,6 +492,6 @@ def _totals(k: Arithmetic, variant: Variant, counts: Array) -> Array:
     longest = int(counts.max(initial=1))
     if not (recurs or k.summation in ("sequential", "reverse", "kahan", "neumaier")):
         return np.array([float(summed(np.ones((1, int(n)), k.fmt.dtype))[0]) if n else 0.0 for n in counts])
-    step = max(1, 64 * _BLOCK // longest)
+    step = max(1, 16 * _BLOCK // longest)
     blocks = (counts[at : at + step, None] for at in range(0, len(counts), step))
     return np.concatenate([summed((np.arange(longest) >= longest - block).astype(k.fmt.dtype)) for block in blocks])

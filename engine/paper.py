@@ -87,7 +87,8 @@ def _algorithm(survived: Array, unit: float, name: str, key: str, output: Array,
     errors = np.full(len(output), np.nan)
     for row in np.flatnonzero(finite).tolist():
         differences = [abs(Fraction(c) - t) for c, t in zip(output[row].tolist(), truth[row], strict=True)]
-        errors[row] = float(max(differences) / max(map(abs, truth[row])) / Fraction(unit))
+        size = max(map(abs, truth[row]))
+        errors[row] = float(max(differences) / size / Fraction(unit)) if size else np.inf if max(differences) else 0.0
     sums = output[survived & finite].sum(axis=1) if key.startswith("softmax") else np.zeros(0)
     low, high = (float(sums.min()), float(sums.max())) if sums.size else (None, None)
     chosen = errors[survived & finite]

@@ -1011,7 +1011,7 @@ _LIMIT_VALUE = "the last number, or count, up to which it holds; null where it a
 _LIMIT_NEXT = "the one after it, at which it does not hold; null: it always holds"
 _LIMIT_SEARCH = "exhaustive: all numbers were tried; bisection: a spread, sections and neighbours; theorem: none had to be"
 _LIMIT_CHECKED = "numbers tried, of a bisection those next to the limit, on both sides"
-_LIMIT_SHARP = "whether it holds for none of the numbers beyond that were tried; if not, `beyond` names one"
+_LIMIT_SHARP = "whether it holds for none of the numbers beyond that were tried, and enough were; if not, `beyond` says why"
 
 
 class Limit(BaseModel):

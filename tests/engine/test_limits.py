@@ -56,8 +56,10 @@ def test_the_result_is_finite_up_to_the_exp_limit_and_nan_beyond():
 
 def test_so_many_equal_logits_overflow_the_shifted_sum(monkeypatch):
     monkeypatch.setattr(limits, "BUDGET", 1 << 22)
+    monkeypatch.setattr(limits, "LEAST", 16)
     row = limit("equal_logits_up", "softmax", "shifted", "float16", 65519)
-    assert (row.next, row.beyond) == (None, "it holds for every number of float16")
+    assert (row.next, row.sharp) == (None, False)
+    assert row.beyond == "it holds for every number of float16 that was tried, 16 of 31744: others may fail"
     row = limit("equal_logits_up", "softmax", "shifted", "float16", 65520)
     assert (row.value, row.next, row.kind) == (None, 0.0, "zero")
     assert "65520 of 65520 elements are 0, and no NaN tells of it: a sum of terms from 1 to 1 exceeds" in row.beyond
@@ -365,7 +367,7 @@ def test_small_tiles_and_many_parts_take_long():
     for name in ("lazy_rescale(tile={})", "tiled(tile={})", "split_merge(parts={})"):
         few, many = (1000, 1) if "tile" in name else (1, 1000)
         quick, slow = (estimate_thresholds("softmax", name.format(size), "float32", 1000) for size in (few, many))
-        assert slow > 3 * quick
+        assert slow > 1.5 * quick
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -375,3 +377,17 @@ def test_every_op_has_limits_and_an_estimate_of_their_time(op):
     for one in thresholds(op, of_op(op)[0].name, "float8_e5m2").limits:
         assert one.name in QUESTIONS
         assert one.beyond
+
+
+def test_a_long_row_is_tried_often_and_said_not_to_be_tried_throughout():
+    # 2 tries had told 42752 for a sharp limit
+    row = limit("equal_logits_up", "softmax", "two_pass", "bfloat16", 20000, axes=Axes(accumulator="float32"))
+    assert (row.value, row.next, row.sharp) == (11584.0, 11648.0, False)
+    assert row.checked >= 2 * limits.LEAST
+    assert "a smaller one may fail" in row.beyond
+
+
+@pytest.mark.parametrize("c", [800, -1000, 1e300])
+def test_an_anchor_far_from_0_has_more_points_on_its_side_than_an_int64(c):
+    for row in thresholds("softmax", f"chosen_shift(c={c!r})", "float64", 2).limits[:3]:
+        assert row.value is None or abs(row.value + c) < 800 or row.value == -c

@@ -70,6 +70,11 @@ def test_a_row_by_hand():
     assert (half.algorithms[2].least_sum, half.algorithms[2].largest_sum) == (1, 1)
 
 
+def test_a_log_sum_exp_of_0_has_no_relative_error():
+    half, _ = bhh(np.zeros((2, 1)))
+    assert [row.max_error for row in half.algorithms] == [0.0] * 6
+
+
 def test_rows_that_all_overflow_have_no_figures():
     half, brain = bhh(np.full((3, 2), 12.0))
     assert (half.survived, half.algorithms[0].overflows) == (0, 3)
