@@ -432,7 +432,7 @@ def _algorithms(posted: Posted) -> Iterator[Finding]:
         alike = _alike_everywhere(candidate, rows, truth.fmt)
         if alike is not None:
             found[alike].append(candidate)
-    same = found[True] or found[False]
+    same = sorted(found[True] or found[False], key=lambda candidate: candidate.format != truth.fmt.name)
     if same:
         how = "bit for bit what" if found[True] else "within a tenth of its error what"
         detail = f"it is {how} {truth.op.name} gives, with correctly rounded primitives, by {_named(same)}"

@@ -207,7 +207,9 @@ class TruthRequest(ProblemRequest):
 
 
 _OUTPUT = "What was computed, with its dtype (a bare list has none): the format in which it is judged. Of the op's output shape."
-_GATE = "A policy and its parameters: see /v1/policies. With any parameter of `bound`, only the bound so declared counts."
+_GATE = (
+    "A policy and its parameters, null: bound; see /v1/policies. With any parameter of `bound`, only the bound so declared counts."
+)
 _NONFINITE = (
     "ieee: a row with NaN, +Infinity or only -Infinity has no truth but NaN. masked_zero, masked_uniform: rows of only -Infinity "
     "are 0 or 1/n (log_softmax: -Infinity, -log n). strict: such rows, and outputs that are not finite, are a failure."
@@ -237,12 +239,12 @@ AnyAxis = Annotated[int, Field(description="The axis that is reduced, of all ten
 class VerifyRequest(ProblemRequest):
     """Judge an output made elsewhere. Tensors are taken exactly as they are given. Exactly one of logits and inputs is given."""
 
-    output: Annotated[AnyDeclared, Field(description=_OUTPUT)] = None
+    output: Annotated[AnyDeclared, Field(description=_OUTPUT)]
     reference: Annotated[MaybeDeclared, Field(description=_REFERENCE)] = None
     outputs: Annotated[
         list[AnyDeclared], Field(max_length=16, description="Repeated runs, which must have the same bits as output.")
     ] = []
-    gate: Annotated[Gate, Field(default_factory=Gate.model_construct, description=_GATE)]
+    gate: Annotated[Gate | None, Field(description=_GATE)] = None
     nonfinite: Annotated[Literal["ieee", "masked_zero", "masked_uniform", "strict"], Field(description=_NONFINITE)] = "ieee"
     axis: AnyAxis = -1
     include: Annotated[

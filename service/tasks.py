@@ -115,7 +115,7 @@ def verify(body: Given, limits: Limits, announce: Announce) -> bytes:
     request = parse(schemas.VerifyRequest, body, limits)
     problem, size = _problem(request, limits)
     output, reference, outputs = _outputs(request, limits)
-    gate = _gate(request.gate, limits)
+    gate = _gate(request.gate or schemas.Gate.model_construct(), limits)
     _at_most(request.worst, limits.max_worst, "max_worst", "worst", "/worst", kind="invalid")
     if "elements" in request.include:
         _at_most(size, limits.max_response_elements, "max_response_elements", "elements in the answer", "/include")

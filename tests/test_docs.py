@@ -163,12 +163,18 @@ def request_fields(model: type[BaseModel], of: str, prefix: str = "") -> dict[st
 
 
 def test_fields_of_a_request() -> None:
-    evaluate, truth = (request_fields(model, model.__name__.removesuffix("Request").lower()) for model in schemas.REQUESTS)
-    wanted = {**evaluate, **truth, **request_fields(schemas.Inputs, "both", "inputs.")}
-    wanted |= request_fields(schemas.Params, "both", "params.")
-    wanted |= {name: ["both", *wanted[name][1:]] for name in evaluate.keys() & truth.keys()}
-    assert all(evaluate[name][1:] == truth[name][1:] for name in evaluate.keys() & truth.keys())
-    assert {row[0]: row[1:4] for row in table("Fields of a request")} == wanted
+    wanted: dict[tuple[str, ...], list[str]] = {}
+    for model in schemas.REQUESTS:
+        for name, (of, *told) in request_fields(model, model.__name__.removesuffix("Request").lower()).items():
+            wanted.setdefault((name, *told), []).append(of)
+    rows = {(name, "all" if len(of) == len(schemas.REQUESTS) else ", ".join(of), *told) for (name, *told), of in wanted.items()}
+    for inner, prefix in ((schemas.Inputs, "inputs."), (schemas.Params, "params.")):
+        rows |= {(name, *told) for name, told in request_fields(inner, "all", prefix).items()}
+    assert {tuple(row[:4]) for row in table("Fields of a request")} == rows
+
+
+def test_policies() -> None:
+    assert list(table("A verdict")) == [[row["name"], row["kind"], row["rule"]] for row in engine.catalogue("policies")]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +294,7 @@ def test_statuses_and_their_bound() -> None:
 
 def test_exit_statuses() -> None:
     rows = dict(table("The command line"))
-    assert list(rows) == ["0", "1", "2", "3", "130"]
+    assert list(rows) == ["0", "1", "2", "3", "4", "130"]
     for command in (cli.evaluate, cli.measure):
         (option,) = (row for row in command.params if row.name == "fail_on")
         assert isinstance(option.type, click.Choice)
