@@ -50,7 +50,7 @@ PLAIN_WIDTH = 120  # characters, at which the elements of an array go on in the 
 WIDEST = 1 << 16  # characters, more than any table has
 EXPENDABLE = (
     "underflowed", "overflowed", "rel", "mean ULP", "max rel", "logit",
-    "tried", "search", "mean of", "sums", "algorithm",
+    "bound", "tried", "search", "mean of", "sums", "algorithm",
 )  # fmt: skip
 """Columns that a terminal too narrow for a table goes without, in this order, by the first lines of their headings."""
 STYLES = {"accurate": "green", "unbounded": "cyan", "inaccurate": "yellow", "unstable": "red"}
@@ -874,8 +874,11 @@ def _proven(measured: engine.Measured) -> Iterator[str]:
 
 
 def _condition(found: engine.Outcome | engine.Measured) -> str:
-    condition = found.bound.condition
-    return f"u = {found.bound.unit_roundoff:.3g}" + ("" if condition is None else f", condition {condition:.3g}")
+    """u of the arithmetic, which the condition number goes with, and that of a coarser output."""
+    bound, own = found.bound, engine.FORMATS[found.format].unit_roundoff
+    rounded = f" (output {bound.unit_roundoff:.3g})" if bound.unit_roundoff > own else ""
+    worst = "" if bound.condition is None else f", condition {bound.condition:.3g} in row {bound.condition_row}"
+    return f"u = {own:.3g}{rounded}{worst}"
 
 
 def _void(found: engine.Outcome | engine.Measured) -> Iterator[str]:
@@ -948,12 +951,12 @@ def _outcome_table(who: str, rows: Sequence[_Row], unit: _Unit) -> _Grid:
 
 
 def _worst_table(rows: Sequence[_Row]) -> _Grid:
-    table = _Grid(("worst of", "", "index", "logit", "got", "truth", "ULP", "rel"), left=3)
+    table = _Grid(("worst of", "", "index", "logit", "got", "truth", "ULP", "bound", "rel"), left=3)
     for row in rows:
         for w in row.found.worst:
             place = ",".join(map(str, w.index)) or "()"
             got = (_figure(w.logit, 17), _figure(w.got, 17), w.expected)
-            table.rows.append((*row.who, place, *got, _figure(w.ulp), _figure(w.rel)))
+            table.rows.append((*row.who, place, *got, _figure(w.ulp), _figure(w.bound_ulp), _figure(w.rel)))
     return table
 
 
@@ -1009,7 +1012,7 @@ def _elements(array: tensors.Array) -> str:
 def _rules(outcomes: Sequence[engine.Outcome]) -> Iterator[str]:
     """The rule of `accurate`, where bounds say nothing, and what rounding the logits cost, once for each format."""
     first = {o.format: o for o in reversed(outcomes)}
-    units = "; ".join(f"{_condition(o)} ({_named(o)})" for o in reversed(first.values()))
+    units = "; ".join(f"{_named(o)}: {_condition(o)}" for o in reversed(first.values()))
     yield f"\nstatus: by the bound of {outcomes[0].bound.reference}; {units}"
     yield from (f"{o.variant}, {o.format}: {line}" for o in outcomes for line in _void(o))
     for name, o in reversed(first.items()):

@@ -370,6 +370,8 @@ EVALUATE_ANSWER: dict[str, Any] = {
                     "expected": "6.1441746022147178e-6",
                     "ulp": 0.08214449882507324,
                     "rel": 0.0007968833670020103,
+                    "bound": 1.7064537978244648e-07,
+                    "bound_ulp": 2.8629543960121375,
                 }
             ],
             "faults": [
@@ -405,6 +407,7 @@ EVALUATE_ANSWER: dict[str, Any] = {
                 "unbounded": 0,
                 "vacuous": 0,
                 "condition": 0.00014746019045315322,
+                "condition_row": 0,
             },
             "input_rounding": {"changed": 0, "max_abs": 0.0, "logit_shift": 0.0},
             "certificate": {"relative_bound_log2": -83.0, "tiers": {"T3": 2}, "coverage": 1.0},
@@ -600,6 +603,8 @@ class Worst(BaseModel):
     expected: Annotated[str, Field(description="the truth to 17 significant digits")]
     ulp: Annotated[SafeFloat | None, Field(description="ULP error; null for a special mismatch")]
     rel: Annotated[SafeFloat | None, Field(description="relative error; null for a special mismatch")]
+    bound: Annotated[SafeFloat | None, Field(description="the declared algorithm's bound of abs(got - truth) there; null: none")]
+    bound_ulp: Annotated[SafeFloat | None, Field(description="the same in ULP of the truth: what ulp may be at most")]
 
 
 _KIND = "overflow, underflow, invalid, divide_by_zero (IEEE 754), stalled, absorbed, cancelled or mismatched: digits lost"
@@ -633,10 +638,11 @@ class Bound(BaseModel):
         str, Field(description="the op's stable variant, by whose bound in the same arithmetic a status is decided")
     ]
     exceeded: Annotated[int, Field(description=_EXCEEDED)]
-    unjudged: Annotated[int, Field(description="elements for which the reference has no bound")]
-    unbounded: Annotated[int, Field(description="elements for which the declared algorithm has no bound")]
-    vacuous: Annotated[int, Field(description="elements, not 0, whose declared bound is as large as they are")]
+    unjudged: Annotated[int, Field(description="compared elements for which the reference has no bound")]
+    unbounded: Annotated[int, Field(description="compared elements for which the declared algorithm has no bound")]
+    vacuous: Annotated[int, Field(description="compared elements, not 0, whose declared bound is as large as they are")]
     condition: Annotated[SafeFloat | None, Field(description=_CONDITION)]
+    condition_row: Annotated[int | None, Field(description="the first row that has it, counted over all rows from 0")]
 
 
 _LOGIT_SHIFT = "(largest - smallest signed change) / 2 of the worst row: what softmax sees of it, blind to a shift of the whole row"

@@ -83,7 +83,7 @@ def test_naive_softmax_of_large_logits_is_nan_and_the_shifted_one_is_right():
     assert "naive, float16: 3 of 3 elements became NaN; exp(1000) exceeds the largest float16, 65504" in text
     assert "inf / inf is not a number" in text
     assert "9.0030573170380458e-2" in text
-    assert "\nstatus: by the bound of shifted; u = 0.000488, condition 671 (float16); u = 5.96e-08, condition 671 (float32)" in text
+    assert "\nstatus: by the bound of shifted; float16: u = 0.000488, condition 671 in row 0; float32: u = 5.96e-08, " in text
     assert "no bound" not in text
 
 
@@ -444,8 +444,8 @@ def test_what_is_measured_is_shown_without_a_status():
     broken = "1 of 6 elements became NaN; 1 of 6 elements became a number where the truth is NaN"
     assert f"output, float64: {broken}; 0 rank inversions\ncorrectly rounded 4 of 6, p99 ULP 0, bias ULP 0\n" in text
     assert "\nbound of shifted, summed in order: p_i (" in text
-    assert "; u = 1.11e-16, condition 0; 0 elements beyond\ncertificate: truth exact; T3 6\n" in text
-    assert line(text, "worst", "of").split() == ["worst", "of", "index", "logit", "got", "truth", "ULP", "rel"]
+    assert "; u = 1.11e-16, condition 0 in row 0; 0 elements beyond\ncertificate: truth exact; T3 6\n" in text
+    assert line(text, "worst", "of").split() == ["worst", "of", "index", "logit", "got", "truth", "ULP", "bound", "rel"]
     assert "only -inf: the truth there is NaN, as the output must be; 1 of 3 there is not\n" in text
     assert not any(status in text for status in cli.STYLES)
 
@@ -496,7 +496,7 @@ def test_every_kind_of_mismatch_is_named():
 def test_the_further_figures_stand_below_the_table():
     text = measure("--logits", "0,0;0,0", "--output", "0.5,0.5;0.5,0.75").stdout
     assert "correctly rounded 3 of 4, p99 ULP 2.252e+15, bias ULP 5.629e+14, sum_defect 0.25, kl 0.04727 (worst row 1)\n" in text
-    assert "; u = 1.11e-16, condition 0; 1 element beyond\ncertificate: truth exact; T3 4\n" in text
+    assert "; u = 1.11e-16, condition 0 in row 0; 1 element beyond\ncertificate: truth exact; T3 4\n" in text
     assert "certificate: truth to a relative 2^-" in measure("--logits", "0,1", "--output", "0.25,0.75").stdout
     wide = measure("--logits", "0,1", "--output", "0.25,0.75", "--worst", 0, op="log_softmax").stdout
     assert "no bound" not in wide
@@ -818,7 +818,7 @@ def test_the_axes_are_named_in_the_table_and_in_the_answer():
     done = evaluate("--logits", "1,2", "--format", "float16", *options, "--overflow", "saturate")
     told = "float32 accumulator, exp in the exp2 domain, subnormals flushed, fma, float8_e5m2 output, saturating"
     assert f"softmax: 1 x 2 logits, numpy summation, {told}\n" in done.stdout
-    assert "u = 0.125, condition 1.08 (float16 to float8_e5m2)\n" in done.stdout
+    assert "; float16 to float8_e5m2: u = 0.000488 (output 0.125), condition 1.08 in row 0\n" in done.stdout
     correct = evaluate("--logits", "1,2", "--exp", "correct", "--accumulator", "float64")
     assert "numpy summation, float64 accumulator, correctly rounded exp\n" in correct.stdout
     axes = answer("--logits", "1,2", "--format", "float16", *options)["outcomes"][0]["arithmetic"]
