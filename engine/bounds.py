@@ -147,6 +147,8 @@ REFERENCE = {
 """The stable variant of an op, against whose bound a status is decided."""
 CONDITIONED = ("softmax", "log_softmax", "logsumexp", "cross_entropy", "cross_entropy_grad")
 """Ops that have a condition number here."""
+Conditioned = tuple[float, int]
+"""A condition number and its row, negated: the largest of several is the worst, and of equal ones the first."""
 
 BY_INDEX = ("cross_entropy/log1p_of_others", "cross_entropy_grad/others")
 """Variants that take other steps for class indices than for the distributions that these are."""

@@ -45,7 +45,7 @@ def significant(num: int, den: int, exp: int, bits: int, step: int | None = None
     quotient, rest = divmod(size << shift, den) if shift >= 0 else divmod(size, den << -shift)
     twice = 2 * rest - (den if shift >= 0 else den << -shift)
     quotient += twice > 0 or (twice == 0 and quotient & 1)
-    return _scale(quotient if num > 0 else -quotient, unit)
+    return times_power(quotient if num > 0 else -quotient, unit)
 
 
 def fix(lo: int, hi: int, den: int, exp: int, bits: int, step: int | None = None) -> float | None:
@@ -81,7 +81,8 @@ def fixed(values: Array, doubts: Array, bits: int) -> Array:
     return np.where(told | ((values == 0) & (doubts == 0)), high, np.nan)
 
 
-def _scale(man: int, exp: int) -> float:
+def times_power(man: float, exp: int) -> float:
+    """man 2^exp as a float, infinite beyond binary64."""
     try:
         return ldexp(man, exp)
     except OverflowError:
@@ -113,7 +114,7 @@ def bin_edge(num: int, exp: int) -> float:
     shift = 53 - num.bit_length()
     scaled = num << shift if shift >= 0 else -(-num >> -shift)
     j = bisect_left(_BINS, scaled)
-    return _scale(_BINS[j], top - 52) if j < 64 else _scale(1, top + 1)
+    return times_power(_BINS[j], top - 52) if j < 64 else times_power(1, top + 1)
 
 
 def bin_numbers(values: Array) -> Array:
@@ -133,7 +134,7 @@ def edge(number: int) -> float:
     if number < 64 * BIN_FLOOR:
         return 0.0
     octave, place = divmod(number, 64)
-    return _scale(_BINS[place], octave - 52)
+    return times_power(_BINS[place], octave - 52)
 
 
 def absolute(lo: int, hi: int) -> Interval:

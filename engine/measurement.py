@@ -15,7 +15,7 @@ from math import ceil, floor, inf
 import numpy as np
 
 from engine import formats
-from engine.bounds import CONDITIONED, Allowed, Tolerance, allowed, rule, stable
+from engine.bounds import CONDITIONED, Allowed, Conditioned, Tolerance, allowed, rule, stable
 from engine.errors import InvalidProblem, Undecided
 from engine.figures import MAXIMUM_BITS, MEAN_BITS, TIE_BITS, ULP_STEP, Interval, absolute, bin_edge, fix
 from engine.formats import FORMATS
@@ -254,6 +254,11 @@ class Cells:
 
     # ---- bounds ----
 
+    def bound_of(self, index: int) -> float | None:
+        """The declared algorithm's bound of one element; None where there is none, or no finite truth."""
+        found = self.allowances.own(index)
+        return None if found == inf or isinstance(self.anything(index, self.bits), float) else found
+
     def _over_bound(self, index: int, bits: int, loose: bool) -> Interval:
         """|c - T| over what its own tolerance leaves it, which is not infinite, in units of 2^-(W + precision)."""
         lo, hi = self._ulp(index, bits, loose)
@@ -357,18 +362,19 @@ class Allowances:
             self._rows[row] = allowed(self.chosen, self._truth.raw_logits[row], self._truth.companion(row), self._truth.width)
         return float(self._rows[row][which][column])
 
-    def condition(self, row: int) -> float:
+    def condition(self, row: int) -> Conditioned:
         """The condition number of a row; 0 where it has no truth, or none is defined."""
         if self.chosen[0].unknown:
-            return 0.0
-        return float(Allowed(self.chosen[:1], self._truth.raw_logits[row][None], self._truth.companion([row])).condition()[0])
+            return 0.0, -row
+        found = Allowed(self.chosen[:1], self._truth.raw_logits[row][None], self._truth.companion([row])).condition()
+        return float(found[0]), -row
 
-    def told(self, exceeded: int, unjudged: int, unbounded: int, vacuous: int, condition: float) -> Bound:
+    def told(self, exceeded: int, unjudged: int, unbounded: int, vacuous: int, condition: Conditioned) -> Bound:
         """These figures with the words that go with them, where both tolerances are bounds."""
         own, judge = (tolerance.declared[0] for tolerance in self.chosen)
         u, name = max(FORMATS[k].unit_roundoff for k in (own.format, own.output)), judge.variant.split("/")[1]
-        worst = condition if self._truth.op.name in CONDITIONED and not own.params else None
-        return Bound(rule(own.variant, own.params), u, name, exceeded, unjudged, unbounded, vacuous, worst)
+        worst, row = (condition[0], -condition[1]) if self._truth.op.name in CONDITIONED and not own.params else (None, None)
+        return Bound(rule(own.variant, own.params), u, name, exceeded, unjudged, unbounded, vacuous, worst, row)
 
     def of(self, part: Truth) -> Allowances:
         """Of a problem of some of the rows."""
@@ -514,8 +520,8 @@ class Measurement(Cells):
         """Elements that no bound judges."""
         return sum(self.allowances.judge(i) == inf for i in self.bounded)
 
-    def condition(self) -> float:
-        """The largest condition number of a row."""
+    def condition(self) -> Conditioned:
+        """The largest condition number of a row, and the row."""
         return max(map(self.allowances.condition, range(self.truth.rows)))
 
     def error_over_bound(self) -> float | None:

@@ -13,7 +13,7 @@ from math import inf
 import numpy as np
 
 from engine import formats
-from engine.figures import MAXIMUM_BITS, MEAN_BITS, Interval, absolute, fix, significant
+from engine.figures import MAXIMUM_BITS, MEAN_BITS, Interval, absolute, fix, significant, times_power
 from engine.measurement import Cells, Measurement, more
 from engine.model import Array, Metrics, RowFigure, Worst
 from engine.truth import MAX_PRECISION, Enclosure, Truth, decimal, exp_enclosure, hull, log_enclosure, outward
@@ -465,6 +465,7 @@ def describe(m: Cells, index: int, mismatch: bool) -> Worst:
     """One element for a list of the worst."""
     row, column = divmod(index, m.truth.width)
     logits = m.truth.op.output == "logits"
+    bound = m.bound_of(index)
     return Worst(
         index=position(index, m.truth.shape),
         logit=float(m.truth.shown[row][column]) if logits else None,
@@ -472,4 +473,6 @@ def describe(m: Cells, index: int, mismatch: bool) -> Worst:
         expected=_expected(m, index),
         ulp=None if mismatch else m.ulp(index),
         rel=None if mismatch else m.rel(index),
+        bound=bound,
+        bound_ulp=None if bound is None else times_power(bound, -m.ulp_exponent(index)),
     )

@@ -130,7 +130,10 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Worst:
-    """One of the worst elements. index: position in the output; expected: truth to 17 significant digits, or a special."""
+    """One of the worst elements. index: position in the output; expected: truth to 17 significant digits, or a special.
+
+    bound: the declared algorithm's bound of abs(got - truth) there, and that in ULP; None where there is none.
+    """
 
     index: tuple[int, ...]
     logit: float | None
@@ -138,6 +141,8 @@ class Worst:
     expected: str
     ulp: float | None
     rel: float | None
+    bound: float | None
+    bound_ulp: float | None
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,7 @@ class Bound:
     arithmetic `inaccurate` is decided; exceeded: elements beyond that; unjudged: elements for which it has none. unbounded:
     elements for which the declared algorithm has no bound; vacuous: elements that are not 0 and whose bound is as large as they
     are. Only compared elements with a finite output count. condition: the largest condition number of a row, relative to the
-    largest logit; None where none is defined.
+    largest logit, and condition_row the first row that has it, counted over all rows; None where none is defined.
     """
 
     rule: str
@@ -194,6 +199,7 @@ class Bound:
     unbounded: int
     vacuous: int
     condition: float | None
+    condition_row: int | None
 
 
 @dataclass(frozen=True)

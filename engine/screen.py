@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from engine import formats, ops
-from engine.bounds import Allowed, Tolerance
+from engine.bounds import Allowed, Conditioned, Tolerance
 from engine.figures import MAXIMUM_BITS, MEAN_BITS, bin_numbers, edge, edges_of, fixed
 from engine.formats import Format
 from engine.model import Array
@@ -162,7 +162,7 @@ class Partial:
     apart_rows: list[int] = field(default_factory=list)
     undecided_argmax: list[int] = field(default_factory=list)
     mismatch: list[int] = field(default_factory=list)
-    condition: float = 0.0
+    condition: Conditioned = (0.0, 0)
     tiers: Counter[str] = field(default_factory=Counter)
     relative: dict[str, float] = field(default_factory=dict)
 
@@ -528,7 +528,9 @@ class _Rows:
         for part in self.block.parts():
             self._part(part)
         if self.wanted is None:
-            self.p.condition = max(self.p.condition, float(self.allowed.condition().max()))
+            found = self.allowed.condition()
+            first = self.rows[found == found.max()].min()
+            self.p.condition = max(self.p.condition, (float(found.max()), -int(first)))
             self._finish()
 
     # one part

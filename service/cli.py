@@ -19,7 +19,7 @@ import traceback
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from io import BytesIO
 from pathlib import Path
@@ -46,7 +46,13 @@ LARGEST_STORED = 2**31  # elements of a tensor in a file
 LIMITS = replace(Limits(), max_elements=10_000_000)  # of a tensor that is made here, and of an output larger than its logits
 LARGE = 20_000_000  # logits from which on it pays to start a process for each core
 BLOCK = 2**20  # logits looked at together
-PLAIN_WIDTH = 120  # characters, where the output is no terminal
+PLAIN_WIDTH = 120  # characters, at which the elements of an array go on in the next line
+WIDEST = 1 << 16  # characters, more than any table has
+EXPENDABLE = (
+    "underflowed", "overflowed", "rel", "mean ULP", "max rel", "logit",
+    "bound", "tried", "search", "mean of", "sums", "algorithm",
+)  # fmt: skip
+"""Columns that a terminal too narrow for a table goes without, in this order, by the first lines of their headings."""
 STYLES = {"accurate": "green", "unbounded": "cyan", "inaccurate": "yellow", "unstable": "red"}
 FAILING = ["unstable", "inaccurate", "unbounded"]
 """Statuses that may end a command with 1, the worst first."""
@@ -433,18 +439,12 @@ def _report_limits(found: engine.Thresholds) -> str:
     """The limits as a table, and what lies beyond each."""
     head = f"{found.op}/{found.variant}, {found.format}: rows of {found.n} logits, {found.summation} summation"
     head += "".join(f", {words}" for words in _varied([found]))
-    table = _table(("limit", "last", "next", "gives", "search", "tried", "sharp"), left=1)
+    table = _Grid(("limit", "last", "next", "gives", "search", "tried", "sharp"), left=1)
     for row in found.limits:
         last = "never" if row.value is None and row.next is not None else _figure(row.value, 17)
         shown = (last, _figure(row.next, 17), _figure(row.result, 17), row.search, str(row.checked), "yes" if row.sharp else "no")
-        table.add_row(row.name, *shown)
-    console = _console()
-    with console.capture() as captured:
-        console.print(f"{head}\n", soft_wrap=True)
-        console.print(table)
-        for line in ("", *(f"{row.name}: {row.beyond}" for row in found.limits)):
-            console.print(line, soft_wrap=True)
-    return captured.get()
+        table.rows.append((row.name, *shown))
+    return _written(f"{head}\n", table, "", *(f"{row.name}: {row.beyond}" for row in found.limits))
 
 
 # ---- softgauge paper -------------------------------------------------------------------------------------------------
@@ -478,18 +478,16 @@ def paper_bhh(data: str, key: str | None, as_json: bool) -> None:
 
 def _experiment(found: engine.Experiment) -> str:
     """One format's table."""
-    table = _table(("algorithm", "variant", "not finite", "max err/u", "mean err/u", "mean of all", "sums from", "to"), left=2)
+    table = _Grid(
+        ("algorithm", "variant", "not\nfinite", "max\nerr/u", "mean\nerr/u", "mean of\nall", "sums\nfrom", "sums\nto"), left=2
+    )
     for a in found.algorithms:
         errors = (_figure(a.max_error), _figure(a.mean_error, 3), _figure(a.mean_error_of_all, 3))
-        table.add_row(a.name, a.variant, str(a.overflows), *errors, _figure(a.least_sum, 6), _figure(a.largest_sum, 6))
+        table.rows.append((a.name, a.variant, str(a.overflows), *errors, _figure(a.least_sum, 6), _figure(a.largest_sum, 6)))
     about = f"u = {found.unit:g}, sequential sums, subnormals {found.subnormals}"
     rows = f"the basic log-sum-exp is finite in {found.survived} of {_counted(found.rows, 'row')} of {_counted(found.n, 'logit')}"
     head = f"{found.format}: {about}; {rows}, of which the errors and the sums are\n"
-    console = _console()
-    with console.capture() as captured:
-        console.print(head, soft_wrap=True)
-        console.print(table)
-    return captured.get()
+    return _written(head, table)
 
 
 # ---- how it is computed ----------------------------------------------------------------------------------------------
@@ -865,6 +863,35 @@ class _Row:
     found: engine.Outcome | engine.Measured
 
 
+@dataclass(frozen=True)
+class _Grid:
+    """A table, of which the first `left` columns hold text and the others numbers."""
+
+    headings: tuple[str, ...]
+    left: int
+    rows: list[tuple[str | Text, ...]] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        """The first lines of the headings."""
+        return [heading.split("\n")[0] for heading in self.headings]
+
+    def without(self, name: str) -> _Grid:
+        """The same without the columns of that name."""
+        kept = [place for place, known in enumerate(self.names) if known != name]
+        rows = [tuple(row[place] for place in kept) for row in self.rows]
+        return _Grid(tuple(self.headings[place] for place in kept), sum(place < self.left for place in kept), rows)
+
+    def drawn(self) -> Table:
+        """As wide as it is."""
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        for position, heading in enumerate(self.headings):
+            table.add_column(heading, justify="left" if position < self.left else "right", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
 def _report(problem: engine.Problem, evaluation: engine.Evaluation) -> str:
     """The readable answer: outcomes, what broke, the worst elements, the rule."""
     outcomes = evaluation.outcomes
@@ -901,12 +928,12 @@ def _varied(outcomes: Sequence[engine.Outcome | engine.Thresholds]) -> Iterator[
 
 def _given(params: engine.Params) -> Iterator[str]:
     """The params that were given."""
-    for field in fields(params):
-        value = getattr(params, field.name)
+    for param in fields(params):
+        value = getattr(params, param.name)
         if isinstance(value, np.ndarray):
-            yield field.name
-        elif value != field.default:
-            yield f"{field.name.replace('_', ' ')} {value}"
+            yield param.name
+        elif value != param.default:
+            yield f"{param.name.replace('_', ' ')} {value}"
 
 
 def _report_measured(problem: engine.Problem, output: tensors.Array, measured: engine.Measured) -> str:
@@ -948,8 +975,11 @@ def _proven(measured: engine.Measured) -> Iterator[str]:
 
 
 def _condition(found: engine.Outcome | engine.Measured) -> str:
-    condition = found.bound.condition
-    return f"u = {found.bound.unit_roundoff:.3g}" + ("" if condition is None else f", condition {condition:.3g}")
+    """u of the arithmetic, which the condition number goes with, and that of a coarser output."""
+    bound, own = found.bound, engine.FORMATS[found.format].unit_roundoff
+    rounded = f" (output {bound.unit_roundoff:.3g})" if bound.unit_roundoff > own else ""
+    worst = "" if bound.condition is None else f", condition {bound.condition:.3g} in row {bound.condition_row}"
+    return f"u = {own:.3g}{rounded}{worst}"
 
 
 def _void(found: engine.Outcome | engine.Measured) -> Iterator[str]:
@@ -971,24 +1001,33 @@ def _finer(measured: engine.Measured) -> Iterator[str]:
 
 def _printed(head: str, who: str, rows: Sequence[_Row], unit: _Unit, notes: Sequence[str], rules: Sequence[str]) -> str:
     """Both tables, with what is said before, between and after them."""
-    console = _console()
-    with console.capture() as captured:
-        console.print(f"{head}\n", soft_wrap=True)
-        console.print(_outcome_table(who, rows, unit))
-        for line in ["", *notes] if notes else []:
-            console.print(line, soft_wrap=True)
-        if any(row.found.worst for row in rows):
-            console.print()
-            console.print(_worst_table(rows))
-        for line in rules:
-            console.print(line, soft_wrap=True)
-    return captured.get()
+    shown: list[str | _Grid] = [f"{head}\n", _outcome_table(who, rows, unit), *(["", *notes] if notes else [])]
+    if any(row.found.worst for row in rows):
+        shown += ["", _worst_table(rows)]
+    return _written(*shown, *rules)
 
 
-def _console() -> Console:
-    """As wide as the terminal; where there is none, wide enough."""
+def _written(*shown: str | _Grid) -> str:
+    """Lines and tables as they are printed: never folded, so that no number is cut.
+
+    A terminal too narrow for a table gets it without some columns, and is told which.
+    """
     console = Console(markup=False, highlight=False, emoji=False)
-    return console if console.is_terminal else Console(markup=False, highlight=False, emoji=False, width=PLAIN_WIDTH)
+    room = console.width if console.is_terminal else WIDEST
+    console.width = WIDEST
+    with console.capture() as captured:
+        for each in shown:
+            if isinstance(each, str):
+                console.print(each, soft_wrap=True)
+                continue
+            kept = each
+            for name in EXPENDABLE:
+                if console.measure(kept.drawn()).maximum > room:
+                    kept = kept.without(name)
+            console.print(kept.drawn())
+            if gone := [name for name in each.names if name not in kept.names]:
+                console.print(f"left out at {room} characters: {', '.join(gone)}", soft_wrap=True)
+    return captured.get()
 
 
 def _unit(problem: engine.Problem) -> _Unit:
@@ -998,37 +1037,27 @@ def _unit(problem: engine.Problem) -> _Unit:
     return _Unit(noun + "s" * (total > 1), total)
 
 
-def _outcome_table(who: str, rows: Sequence[_Row], unit: _Unit) -> Table:
-    counts = [f"{noun}\nof {unit.total} {unit.noun}" for noun in ("NaN", "overflowed", "underflowed")]
+def _outcome_table(who: str, rows: Sequence[_Row], unit: _Unit) -> _Grid:
+    counts = [f"{noun}\nof {unit.total}\n{unit.noun}" for noun in ("NaN", "overflowed", "underflowed")]
     status, mismatched = (["status"], []) if rows[0].status else ([], ["mismatched"])
-    table = _table(
-        (who, "format", *status, "max ULP", "mean ULP", "max rel", "err/bound", *mismatched, *counts), left=2 + len(status)
-    )
+    headings = (who, "format", *status, "max ULP", "mean ULP", "max rel", "err/bound", *mismatched, *counts)
+    table = _Grid(headings, left=2 + len(status))
     for row in rows:
         m = row.found.metrics
         judged = [Text(row.status, STYLES[row.status])] if row.status else []
         figures = (_figure(m.max_ulp), _figure(m.mean_ulp), _figure(m.max_rel), _figure(m.error_over_bound))
         counted = (*[m.special_mismatch] * len(mismatched), m.nan_count, m.overflow_count, m.underflow_count)
-        table.add_row(*row.who, *judged, *figures, *map(str, counted))
+        table.rows.append((*row.who, *judged, *figures, *map(str, counted)))
     return table
 
 
-def _worst_table(rows: Sequence[_Row]) -> Table:
-    table = _table(("worst of", "", "index", "logit", "got", "truth", "ULP", "rel"), left=3)
+def _worst_table(rows: Sequence[_Row]) -> _Grid:
+    table = _Grid(("worst of", "", "index", "logit", "got", "truth", "ULP", "bound", "rel"), left=3)
     for row in rows:
         for w in row.found.worst:
             place = ",".join(map(str, w.index)) or "()"
             got = (_figure(w.logit, 17), _figure(w.got, 17), w.expected)
-            table.add_row(*row.who, place, *got, _figure(w.ulp), _figure(w.rel))
-    return table
-
-
-def _table(headings: Sequence[str], left: int) -> Table:
-    """An empty table whose first `left` columns hold text and the others numbers, which no narrow terminal cuts short."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for position, heading in enumerate(headings):
-        text = position < left
-        table.add_column(heading, justify="left" if text else "right", no_wrap=text, overflow="ellipsis" if text else "fold")
+            table.rows.append((*row.who, place, *got, _figure(w.ulp), _figure(w.bound_ulp), _figure(w.rel)))
     return table
 
 
@@ -1084,8 +1113,8 @@ def _elements(array: tensors.Array) -> str:
 def _rules(outcomes: Sequence[engine.Outcome]) -> Iterator[str]:
     """The rule of `accurate`, where bounds say nothing, and what rounding the logits cost, once for each format."""
     first = {o.format: o for o in reversed(outcomes)}
-    units = "; ".join(f"{_condition(o)} ({_named(o)})" for o in reversed(first.values()))
-    yield f"\naccurate: within the bound of {outcomes[0].bound.reference}; {units}"
+    units = "; ".join(f"{_named(o)}: {_condition(o)}" for o in reversed(first.values()))
+    yield f"\nstatus: by the bound of {outcomes[0].bound.reference}; {units}"
     yield from (f"{o.variant}, {o.format}: {line}" for o in outcomes for line in _void(o))
     for name, o in reversed(first.items()):
         if o.input_rounding.changed:

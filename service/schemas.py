@@ -449,6 +449,8 @@ EVALUATE_ANSWER: dict[str, Any] = {
                     "expected": "6.1441746022147178e-6",
                     "ulp": 0.08214449882507324,
                     "rel": 0.0007968833670020103,
+                    "bound": 1.7064537978244648e-07,
+                    "bound_ulp": 2.8629543960121375,
                 }
             ],
             "faults": [
@@ -484,6 +486,7 @@ EVALUATE_ANSWER: dict[str, Any] = {
                 "unbounded": 0,
                 "vacuous": 0,
                 "condition": 0.00014746019045315322,
+                "condition_row": 0,
             },
             "input_rounding": {"changed": 0, "max_abs": 0.0, "logit_shift": 0.0},
             "certificate": {"relative_bound_log2": -83.0, "tiers": {"T3": 2}, "coverage": 1.0},
@@ -515,17 +518,21 @@ VERIFY_ANSWER: dict[str, Any] = {
         {
             "kind": "algorithm",
             "detail": "it is bit for bit what log_softmax gives, with correctly rounded primitives, by subtractive "
-            "(in float32, sums pairwise; or float32, sums sequential; or float32, sums warp; or float32, "
-            "sums pairwise in float64; or 3 more), or by log_of_softmax, shifted, log1p, log_with_eps (in "
-            "float16, sums pairwise; or float16, sums sequential): 10000 - 10000.693359375 is "
-            "-0.693359375: 14 of 24 bits cancelled, and what earlier steps may have rounded weighs 2^14 "
-            "times as much",
+            "(in float32, sums pairwise; or float32, sums warp; or float32, sums pairwise in float64; or "
+            "float32, sums pairwise, subnormals flushed; or 5 more), or by log_of_softmax, shifted, "
+            "log1p, log_with_eps (in float16, sums pairwise; or float16, sums sequential): 10000 - "
+            "10000.693359375 is -0.693359375: 14 of 24 bits cancelled, and what earlier steps may have "
+            "rounded weighs 2^14 times as much",
             "variants": [
                 "subtractive in float32, sums pairwise",
-                "subtractive in float32, sums sequential",
                 "subtractive in float32, sums warp",
                 "subtractive in float32, sums pairwise in float64",
+                "subtractive in float32, sums pairwise, subnormals flushed",
+                "subtractive in float32, sums pairwise, of logits rounded to bfloat16",
+                "subtractive in float32, sums pairwise, of logits rounded to float16",
+                "subtractive in float32, sums sequential",
                 "subtractive in float32, sums sequential in bfloat16",
+                "subtractive in float32, sums sequential in float16",
                 "log_of_softmax in float16, sums pairwise",
                 "shifted in float16, sums pairwise",
                 "log1p in float16, sums pairwise",
@@ -534,8 +541,6 @@ VERIFY_ANSWER: dict[str, Any] = {
                 "shifted in float16, sums sequential",
                 "log1p in float16, sums sequential",
                 "log_with_eps in float16, sums sequential",
-                "subtractive in float32, sums sequential in float16",
-                "subtractive in float32, sums pairwise, subnormals flushed",
             ],
         },
     ],
@@ -584,6 +589,8 @@ VERIFY_ANSWER: dict[str, Any] = {
             "expected": "-6.9314718055994531e-1",
             "ulp": 3560.03125,
             "rel": 0.0003061317838728428,
+            "bound": 2.1735279482491554e-06,
+            "bound_ulp": 36.4657478698129,
         }
     ],
     "bound": {
@@ -595,6 +602,7 @@ VERIFY_ANSWER: dict[str, Any] = {
         "unbounded": 0,
         "vacuous": 0,
         "condition": 14426.950408889634,
+        "condition_row": 0,
     },
     "gate": {
         "policy": "max_ulp",
@@ -799,6 +807,8 @@ class Worst(BaseModel):
     expected: Annotated[str, Field(description="the truth to 17 significant digits")]
     ulp: Annotated[SafeFloat | None, Field(description="ULP error; null for a special mismatch")]
     rel: Annotated[SafeFloat | None, Field(description="relative error; null for a special mismatch")]
+    bound: Annotated[SafeFloat | None, Field(description="the declared algorithm's bound of abs(got - truth) there; null: none")]
+    bound_ulp: Annotated[SafeFloat | None, Field(description="the same in ULP of the truth: what ulp may be at most")]
 
 
 _KIND = "overflow, underflow, invalid, divide_by_zero (IEEE 754), stalled, absorbed, cancelled or mismatched: digits lost"
@@ -832,10 +842,11 @@ class Bound(BaseModel):
         str, Field(description="the op's stable variant, by whose bound in the same arithmetic a status is decided")
     ]
     exceeded: Annotated[int, Field(description=_EXCEEDED)]
-    unjudged: Annotated[int, Field(description="elements for which the reference has no bound")]
-    unbounded: Annotated[int, Field(description="elements for which the declared algorithm has no bound")]
-    vacuous: Annotated[int, Field(description="elements, not 0, whose declared bound is as large as they are")]
+    unjudged: Annotated[int, Field(description="compared elements for which the reference has no bound")]
+    unbounded: Annotated[int, Field(description="compared elements for which the declared algorithm has no bound")]
+    vacuous: Annotated[int, Field(description="compared elements, not 0, whose declared bound is as large as they are")]
     condition: Annotated[SafeFloat | None, Field(description=_CONDITION)]
+    condition_row: Annotated[int | None, Field(description="the first row that has it, counted over all rows from 0")]
 
 
 _LOGIT_SHIFT = "(largest - smallest signed change) / 2 of the worst row: what softmax sees of it, blind to a shift of the whole row"

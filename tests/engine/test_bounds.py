@@ -367,6 +367,32 @@ def test_an_ill_conditioned_problem_is_told_from_a_bad_algorithm():
     assert naive.metrics.max_ulp > 10 * shifted.metrics.max_ulp
 
 
+def test_the_worst_elements_have_their_bounds():
+    """In the answer they are those that error_over_bound is measured with; one of a NaN truth, or where there is none, is null."""
+    problem = Problem("softmax", np.array([[0.0, 1.0, 2.5], [NAN, 0.0, 0.0], [12.0, 0.0, 0.0]]))
+    naive, shifted = evaluate(problem, ["float16"], ["naive", "shifted"]).outcomes
+    *_, allowances = run("softmax/shifted", "float16", problem.logits)
+    assert len(shifted.worst) > 2
+    for w in shifted.worst:
+        assert w.bound == allowances.own(3 * w.index[0] + w.index[1])
+        assert w.bound_ulp / w.bound == pytest.approx(w.ulp / abs(w.got - float(w.expected)), rel=1e-4)
+    assert max(w.ulp / w.bound_ulp for w in shifted.worst) == pytest.approx(shifted.metrics.error_over_bound, rel=1e-5)
+    assert [(w.bound, w.bound_ulp) for w in naive.worst if w.index[0] == 2] == [(None, None)] * 3
+    (measured,) = measure(Problem("logsumexp", np.array([NAN])), np.array(0.0)).worst
+    assert (measured.expected, measured.bound, measured.bound_ulp) == ("NaN", None, None)
+
+
+@pytest.mark.parametrize("n", [3, 600])
+def test_which_row_is_conditioned_worst(n):
+    x = np.zeros((6, n))
+    x[[2, 4], 0] = 9.0
+    for rows, wanted in (([0, 1, 2, 3, 4], 2), ([0, 1], 0), ([5, 4, 3], 1)):
+        (found,) = evaluate(Problem("softmax", x[rows]), ["float64"], ["shifted"]).outcomes
+        assert found.bound.condition_row == wanted
+    (none,) = evaluate(Problem("softmax_vjp", x, grad_output=x), ["float64"], ["shifted"]).outcomes
+    assert (none.bound.condition, none.bound.condition_row) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("op", "extra", "wanted"),
     [

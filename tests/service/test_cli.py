@@ -6,6 +6,7 @@ import io
 import json
 import mmap
 import os
+import re
 import signal
 import socket
 import struct
@@ -82,10 +83,7 @@ def test_naive_softmax_of_large_logits_is_nan_and_the_shifted_one_is_right():
     assert "naive, float16: 3 of 3 elements became NaN; exp(1000) exceeds the largest float16, 65504" in text
     assert "inf / inf is not a number" in text
     assert "9.0030573170380458e-2" in text
-    assert (
-        "\naccurate: within the bound of shifted; u = 0.000488, condition 671 (float16); u = 5.96e-08, condition 671 (float32)"
-        in text
-    )
+    assert "\nstatus: by the bound of shifted; float16: u = 0.000488, condition 671 in row 0; float32: u = 5.96e-08, " in text
     assert "no bound" not in text
 
 
@@ -111,13 +109,44 @@ def test_the_published_overflow_count_on_real_activations():
     assert line(done.stdout, "shifted", "float16").split()[-2] == "0"
 
 
-def test_a_narrow_terminal_folds_numbers_and_cuts_none():
-    terminal = {"FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "xterm"}
-    asked = ("--logits", "1000,1001,1002", "--variant", "shifted", "--format", "float32")
-    wide, narrow = (evaluate(*asked, env={**terminal, "COLUMNS": str(width)}).stdout for width in (200, 70))
-    assert "2.4472847105479765e-1" in wide
-    assert "2.4472847105479765e-1" not in narrow
-    assert "…" not in wide + narrow
+TERMINAL = {"FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "xterm"}
+
+
+@pytest.mark.parametrize(
+    ("width", "gone"), [(200, []), (80, ["underflowed", "overflowed", "rel", "logit"]), (20, ["max rel", "logit"])]
+)
+def test_a_narrow_terminal_gets_fewer_columns_and_every_number_whole(width, gone):
+    asked = ("--logits", "1000,1001,1002", "--variant", "naive", "--variant", "shifted", "--format", "float32")
+    text = evaluate(*asked, env={**TERMINAL, "COLUMNS": str(width)}).stdout
+    tables = text.split("worst of")
+    assert "0.2447284609079361  2.4472847105479765e-1  0.6809" in text
+    assert "0.6809" in line(text, "shifted", "float32")
+    assert "…" not in text
+    said = " ".join(re.findall(r"^left out at .*", text, re.M))
+    assert all(re.search(rf"\b{name}\b", said) for name in gone)
+    assert bool(said) == bool(gone)
+    assert ("underflowed" in tables[0].split("left out")[0]) == (width == 200)
+    assert max(len(row) for row in text.splitlines() if set(row) == {"─"}) <= max(width, 75)
+
+
+@pytest.mark.parametrize(
+    ("asked", "whole", "gone"),
+    [
+        (("thresholds", "--op", "softmax", "--variant", "naive", "--format", "float32"), "88.0296859741211", "search, tried"),
+        (("paper", "bhh", "--data", "1,2;3,4"), "softmax/subtractive_naive", "algorithm, mean of, sums, sums"),
+    ],
+)
+def test_so_do_limits_and_experiments(asked, whole, gone):
+    text = run(*asked, env={**TERMINAL, "COLUMNS": "72"}).stdout
+    assert whole in text
+    assert f"left out at 72 characters: {gone}\n" in text
+
+
+def test_a_pipe_gets_a_table_as_wide_as_it_is():
+    name = "chosen_shift(c=-80.123456789012)"
+    text = evaluate("--logits", "1000,1001,1002", "--variant", name, "--variant", "shifted", "--format", "float64").stdout
+    assert len(line(text, name)) > 0
+    assert "left out" not in text
 
 
 def test_what_rounding_the_logits_changed_is_said():
@@ -144,7 +173,7 @@ def test_what_rounding_the_logits_changed_is_said():
 )
 def test_rows_without_a_truth_are_said(op, logits, lines):
     text = evaluate(f"--logits={logits}", "--format", "float16", "--format", "float32", op=op).stdout
-    said = text.partition("\naccurate: ")[2].splitlines()[1:]
+    said = text.partition("\nstatus: ")[2].splitlines()[1:]
     assert [row for row in said if not ("rounding changed" in row or "a bound as large" in row or "no bound" in row)] == lines
 
 
@@ -415,8 +444,8 @@ def test_what_is_measured_is_shown_without_a_status():
     broken = "1 of 6 elements became NaN; 1 of 6 elements became a number where the truth is NaN"
     assert f"output, float64: {broken}; 0 rank inversions\ncorrectly rounded 4 of 6, p99 ULP 0, bias ULP 0\n" in text
     assert "\nbound of shifted, summed in order: p_i (" in text
-    assert "; u = 1.11e-16, condition 0; 0 elements beyond\ncertificate: truth exact; T3 6\n" in text
-    assert line(text, "worst", "of").split() == ["worst", "of", "index", "logit", "got", "truth", "ULP", "rel"]
+    assert "; u = 1.11e-16, condition 0 in row 0; 0 elements beyond\ncertificate: truth exact; T3 6\n" in text
+    assert line(text, "worst", "of").split() == ["worst", "of", "index", "logit", "got", "truth", "ULP", "bound", "rel"]
     assert "only -inf: the truth there is NaN, as the output must be; 1 of 3 there is not\n" in text
     assert not any(status in text for status in cli.STYLES)
 
@@ -467,7 +496,7 @@ def test_every_kind_of_mismatch_is_named():
 def test_the_further_figures_stand_below_the_table():
     text = measure("--logits", "0,0;0,0", "--output", "0.5,0.5;0.5,0.75").stdout
     assert "correctly rounded 3 of 4, p99 ULP 2.252e+15, bias ULP 5.629e+14, sum_defect 0.25, kl 0.04727 (worst row 1)\n" in text
-    assert "; u = 1.11e-16, condition 0; 1 element beyond\ncertificate: truth exact; T3 4\n" in text
+    assert "; u = 1.11e-16, condition 0 in row 0; 1 element beyond\ncertificate: truth exact; T3 4\n" in text
     assert "certificate: truth to a relative 2^-" in measure("--logits", "0,1", "--output", "0.25,0.75").stdout
     wide = measure("--logits", "0,1", "--output", "0.25,0.75", "--worst", 0, op="log_softmax").stdout
     assert "no bound" not in wide
@@ -634,11 +663,11 @@ def test_an_output_without_a_shape_is_left_to_the_engine(tmp_path):
     refused("--logits", tmp_path / "scalar.npy", op="softmax_jacobian", saying="rank 0")
 
 
-@pytest.mark.parametrize(
-    ("op", "unit"), [("logsumexp", "of 2 rows"), ("softmax", "of 2 elements"), ("softmax_jacobian", "of 2 elements")]
-)
+@pytest.mark.parametrize(("op", "unit"), [("logsumexp", "rows"), ("softmax", "elements"), ("softmax_jacobian", "elements")])
 def test_what_is_counted_is_rows_where_each_has_one_number(op, unit):
-    assert unit in evaluate("--logits", "1;2", op=op).stdout
+    shown = evaluate("--logits", "1;2", op=op).stdout
+    assert line(shown, "of").split() == ["of", "2"] * 3
+    assert line(shown, "variant").split()[-3:] == [unit] * 3
 
 
 def test_a_family_is_the_engines():
@@ -789,7 +818,7 @@ def test_the_axes_are_named_in_the_table_and_in_the_answer():
     done = evaluate("--logits", "1,2", "--format", "float16", *options, "--overflow", "saturate")
     told = "float32 accumulator, exp in the exp2 domain, subnormals flushed, fma, float8_e5m2 output, saturating"
     assert f"softmax: 1 x 2 logits, numpy summation, {told}\n" in done.stdout
-    assert "u = 0.125, condition 1.08 (float16 to float8_e5m2)\n" in done.stdout
+    assert "; float16 to float8_e5m2: u = 0.000488 (output 0.125), condition 1.08 in row 0\n" in done.stdout
     correct = evaluate("--logits", "1,2", "--exp", "correct", "--accumulator", "float64")
     assert "numpy summation, float64 accumulator, correctly rounded exp\n" in correct.stdout
     axes = answer("--logits", "1,2", "--format", "float16", *options)["outcomes"][0]["arithmetic"]
@@ -1106,7 +1135,8 @@ def test_the_head_names_the_params():
     shown = evaluate("--logits", "1,2", "--sink", "0.5", "--mask", "1,1", "--format", "float16").stdout
     assert shown.startswith("softmax: 1 x 2 logits, numpy summation, mask, sink 0.5\n")
     mean = evaluate("--logits", "1,2;3,4", "--targets", "0,1", "--reduction", "mean", op="cross_entropy").stdout
-    assert "of 1 element" in mean
+    assert line(mean, "of").split() == ["of", "1"] * 3
+    assert line(mean, "variant").split()[-1] == "element"
     measured = run("measure", "--op", "softmax", "--logits", "1,1", "--scale", "0.5", "--output", "0.5,0.5").stdout
     assert "float64 logits, scale 0.5" in measured
 
