@@ -309,7 +309,7 @@ def test_how_many_logits_a_body_holds() -> None:
 
 def test_what_files_the_command_line_reads() -> None:
     assert (cli.LARGEST_STORED, cli.LARGEST_FILE) == (2**31, 256 * 2**20)
-    refusal = str(guard._too_large(Limits()))
+    refusal = str(guard._too_large("max_body_bytes", Limits().max_body_bytes))
     prose = " ".join(text().split())
     for said in (refusal, prose):
         assert "2^31 elements" in said
