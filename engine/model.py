@@ -270,26 +270,6 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Allowance:
-    """A tolerance that no right implementation of a declaration exceeds: abs(c - T) <= atol + rtol abs(T), and, alone, ulp.
-
-    declared: format of the output and the arithmetic. rows: of the logits for which it holds; None: any row of n. ulp: None where
-    no number of ulps is enough. missed: the largest relative error that rtol and atol together let through, for any row at a
-    result of 1/n or log n; zeros_pass: whether they let zeros through there, or everywhere on the logits.
-    """
-
-    op: str
-    n: int
-    declared: Mapping[str, Any]
-    rows: int | None
-    ulp: float | None
-    rtol: float
-    atol: float
-    missed: float
-    zeros_pass: bool
-
-
-@dataclass(frozen=True)
 class Gate:
     """A policy (engine.policies) with its parameters."""
 
