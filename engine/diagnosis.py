@@ -63,16 +63,16 @@ class _Row:
         """Elements whose truth is a normal number and whose output is finite."""
         return np.isfinite(self.true) & np.isfinite(self.got) & (np.abs(self.true) >= self.fmt.smallest_normal)
 
-    @cached_property
-    def error(self) -> Array:
-        """c - T."""
-        return self.got - self.true
-
 
 def findings(posted: Posted) -> list[Finding]:
     """What can be said of an output that is not as it should be, the plainest first."""
     if not posted.worst:
         return []
+    with np.errstate(all="ignore"):
+        return _findings(posted)
+
+
+def _findings(posted: Posted) -> list[Finding]:
     rows = list(_rows(posted))
     found = [
         *_void(posted, rows),
@@ -516,8 +516,6 @@ def _ran(candidate: _Candidate, problem: Problem, fmt: Format, recorder: Recorde
 def _like(found: Array, got: Array, true: Array) -> bool | None:
     """Whether an output is another bit for bit (True), or differs in every row by no more than a tenth of its error, absolute and
     relative (False); else None."""
-    if found.shape != got.shape:
-        return None
     same = (found == got) | (np.isnan(found) & ((got == 0) | np.isnan(got)))  # 0/0 may be guarded, and taken as 0
     if same.all():
         return True

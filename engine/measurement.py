@@ -280,18 +280,33 @@ class Cells:
     def exceeds(self, index: int) -> bool:
         """Whether the error of one compared element is beyond the tolerance by which it is judged."""
         allowed = self.allowances.chosen[1]
-        return self.allowances.judge(index) < inf and self._beyond(index, self._ulp, 1, allowed.outside)
+        if self.allowances.judge(index) == inf:
+            return False
+        if self.ordinal(index) == 0 and self._is_share(index, 1):  # the error is abs(T), however small
+            return not self._is_zero(index) and (allowed.relative < 1 or (allowed.outside and allowed.relative == 1))
+        return self._beyond(index, self._ulp, 1, allowed.outside)
 
     def vacuous(self, index: int, which: int = 0) -> bool:
         """Whether a tolerance of one compared element is as large as its truth, which is not 0, and not for want of a bound."""
+        if self._is_zero(index) or self.allowances.bound(index, which) == inf:
+            return False
+        if self._is_share(index, which):
+            return self.allowances.chosen[which].relative >= 1
+        return not self._beyond(index, self._size, which, False)
+
+    def _is_zero(self, index: int) -> bool:
+        """Whether the truth is 0."""
         e = self.enclosure(index, self.bits)
-        some = self.allowances.bound(index, which) < inf and not e[0] == e[1] == 0
-        return some and not self._beyond(index, self._size, which, False)
+        return e[0] == e[1] == 0
+
+    def _is_share(self, index: int, which: int) -> bool:
+        """Whether a tolerance is a share of the truth and nothing more."""
+        tolerance = self.allowances.chosen[which]
+        return not (tolerance.absolute or tolerance.ulps or self.allowances.bound(index, which))
 
     def short(self, index: int) -> bool:
         """Whether the tolerance by which a compared element is judged is below half an ulp, and its truth not 0."""
-        e = self.enclosure(index, self.bits)
-        some = self.allowances.judge(index) < inf and not e[0] == e[1] == 0
+        some = self.allowances.judge(index) < inf and not self._is_zero(index)
         return some and self._beyond(index, self._half_ulp, 1, False)
 
     def _half_ulp(self, _index: int, bits: int, _loose: bool) -> Interval:
@@ -495,7 +510,7 @@ class Measurement(Cells):
             len(self.beyond),
             unjudged=self.unjudged,
             unbounded=self.unbounded,
-            vacuous=sum(self.vacuous(i) for i in self.bounded),
+            vacuous=self.voids(0),
             condition=self.condition(),
         )
 
@@ -506,9 +521,13 @@ class Measurement(Cells):
             first=self.beyond[0] if self.beyond else None,
             unjudged=self.unjudged,
             nonzero=sum(not self.kinds.truth_zero[i] for i in self.compared),
-            vacuous=sum(self.vacuous(i, 1) for i in self.bounded),
+            vacuous=self.voids(1),
             short=any(self.short(i) for i in self.bounded),
         )
+
+    def voids(self, which: int) -> int:
+        """Elements whose tolerance is as large as they are."""
+        return sum(self.vacuous(i, which) for i in self.bounded)
 
     @property
     def unbounded(self) -> int:

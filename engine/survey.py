@@ -582,10 +582,10 @@ class _Far:
         p.counts["normal"] += sum(m.normal(i) for i in m.compared)
         if m.compared:
             p.mark("compared", self.whole(m.compared[0]))
-        beyond, said = set(m.beyond), m.bound()
+        beyond = set(m.beyond)
         zeros = [i for i in m.compared if m.got[i] == 0 and m.normal(i)]
-        p.counts.update(beyond=len(beyond), unjudged=said.unjudged, unbounded=said.unbounded, vacuous=said.vacuous)
-        p.counts["bounded"] += len(m.bounded) - said.unbounded
+        p.counts.update(beyond=len(beyond), unjudged=m.unjudged, unbounded=m.unbounded, vacuous=m.voids(0))
+        p.counts["bounded"] += len(m.bounded) - m.unbounded
         if beyond:
             p.mark("beyond", self.whole(m.beyond[0]))
         p.counts["lost"] += sum(i in beyond for i in zeros)

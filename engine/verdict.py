@@ -125,7 +125,7 @@ def estimate_verdict(problem: Problem, output: Array, axis: int = -1) -> float:
     outputs = problem.logits.size // problem.logits.shape[-1] * op.width(problem.logits.shape[-1])
     size = int(problem.logits.size + outputs)
     fast = problem.params is NO_PARAMS and is_fast(op.name, formats.of(output), size)
-    return 0.9 + (4e-6 * size if fast else 6e-4 * size * (2 if op.name == "log_softmax" else 1))
+    return 0.9 + (1e-6 * size if fast else 6e-4 * size * (2 if op.name == "log_softmax" else 1))
 
 
 def _digests(problem: Problem, output: Array, reference: Array | None) -> dict[str, str]:
