@@ -179,7 +179,7 @@ def test_far_rows_are_held_against_tolerances_without_a_bound():
     assert found.verdict == "fail"
     assert "1 of 800 elements are beyond the gate allclose" in found.findings[0].detail
     short = verify(Problem("log_softmax", x), output, Gate("allclose", {"rtol": 1e-17, "atol": 0.0}))
-    assert short.verdict == "fail"
+    assert (short.verdict, short.findings[0].kind) == ("inconclusive", "short")  # there is no bound of what is beyond 2^1020
 
 
 def test_targets_that_a_format_cannot_hold_are_no_explanation():
