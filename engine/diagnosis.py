@@ -507,10 +507,10 @@ def _ran(candidate: _Candidate, problem: Problem, fmt: Format, recorder: Recorde
         stored = stored_in(given, k.fmt)
         if (np.isfinite(formats.widen(stored.logits)) != np.isfinite(formats.widen(problem.logits))).any():
             return None
-        ran = around.run(candidate.variant, stored, k)
+        output = around.run(candidate.variant, stored, k)
     except EngineError:
         return None
-    return formats.widen(ran.output).reshape(1, -1)
+    return formats.widen(output).reshape(1, -1)
 
 
 def _like(found: Array, got: Array, true: Array) -> bool | None:

@@ -379,16 +379,17 @@ class Allowances:
 
     def condition(self, row: int) -> Conditioned:
         """The condition number of a row; 0 where it has no truth, or none is defined."""
-        if self.chosen[0].unknown:
+        chosen = self.chosen[1] if self.chosen[1].declared else self.chosen[0]
+        if chosen.unknown:
             return 0.0, -row
-        found = Allowed(self.chosen[:1], self._truth.raw_logits[row][None], self._truth.companion([row])).condition()
+        found = Allowed((chosen,), self._truth.raw_logits[row][None], self._truth.companion([row])).condition()
         return float(found[0]), -row
 
     def told(self, exceeded: int, unjudged: int, unbounded: int, vacuous: int, condition: Conditioned) -> Bound:
         """These figures with the words that go with them, where both tolerances are bounds."""
         own, judge = (tolerance.declared[0] for tolerance in self.chosen)
         u, name = max(FORMATS[k].unit_roundoff for k in (own.format, own.output)), judge.variant.split("/")[1]
-        worst, row = (condition[0], -condition[1]) if self._truth.op.name in CONDITIONED and not own.params else (None, None)
+        worst, row = (condition[0], -condition[1]) if self._truth.op.name in CONDITIONED and not judge.params else (None, None)
         return Bound(rule(own.variant, own.params), u, name, exceeded, unjudged, unbounded, vacuous, worst, row)
 
     def of(self, part: Truth) -> Allowances:

@@ -318,13 +318,15 @@ def _outcome(
 ) -> Outcome:
     recorder = Recorder()
     k = arithmetic(recorder=recorder)
-    ran = around.run(variant, stored, k)
-    output = ran.output
+    output = around.run(variant, stored, k)
     own = bounds.declared(variant.key, k.fmt, k.summation, k.axes)
-    if stored.params is not NO_PARAMS:
-        same = truth.problem if truth.problem.params is NO_PARAMS else None
-        own = replace(own, params=not around.unchanged(variant, ran, stored, same))
     reference = replace(own, variant=bounds.reference(variant.op))
+    if stored.params is not NO_PARAMS:
+        same, silent = truth.problem if truth.problem.params is NO_PARAMS else None, arithmetic()
+        given = around.exactly(stored, same, silent)
+        reference = replace(reference, params=given is None)
+        known = given is not None and same is not None and around.unchanged(variant, output, stored, same, given, silent)
+        own = replace(own, params=not known)
     judged = judge(output, truth, Allowances(truth, Tolerance((own,)), Tolerance((reference,))))
     return Outcome(
         variant=variant.name,

@@ -8,7 +8,6 @@ format first, as a kernel holds them. What a variant says that it does by itself
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import inf
 from typing import Any
 
@@ -24,46 +23,43 @@ from engine.variants import Variant, logsumexp, softmax, stands_between
 DERIVATIVES = ("cross_entropy_grad", "softmax_jacobian", "softmax_vjp")
 
 
-@dataclass(frozen=True)
-class Ran:
-    """What came out of a variant, rounded to the output format; given: the tensors that went in; bare: whether the params did
-    nothing to the result after that, and nothing inside."""
-
-    output: Array
-    given: tuple[Array, ...]
-    bare: bool
-
-
-def run(variant: Variant, problem: Problem, k: Arithmetic) -> Ran:
-    """A variant on a problem whose tensors are of the format of k."""
+def run(variant: Variant, problem: Problem, k: Arithmetic) -> Array:
+    """What comes out of a variant, rounded to the output format, on a problem whose tensors are of the format of k."""
     given: list[Any] = [problem.logits, problem.targets, problem.grad_output]
     names = ops.given_params(problem.params)
     if not names:
-        tensors = tuple(tensor for tensor in given if tensor is not None)
-        return Ran(k.deliver(variant.run(*tensors, k)), tensors, True)
+        return k.deliver(variant.run(*(tensor for tensor in given if tensor is not None), k))
     own = _own(variant, problem, names)
     around = _Around(problem, k, frozenset(own))
     tensors = around.tensors()
-    output = around.after(variant.run(*tensors, k, **own), tensors[0])
-    return Ran(k.deliver(output), tensors, not own and around.bare)
+    return k.deliver(around.after(variant.run(*tensors, k, **own), tensors[0]))
 
 
-def unchanged(variant: Variant, ran: Ran, problem: Problem, same: Problem | None) -> bool:
-    """Whether a variant was run on exactly the problem without params that this one is, if it is one; by what is exactly the same
-    steps for class indices and for the distributions that they are, and no fewer."""
-    if same is None or not ran.bare:
-        return False
-    kept = ~ops.ignored(problem)
+def exactly(problem: Problem, same: Problem | None, k: Arithmetic) -> tuple[Array, ...] | None:
+    """What a variant is run on that sees to no params itself, if that is exactly the problem without params which this one is, and
+    nothing is done to its results; else None. same: that problem, if there is one."""
+    around = _Around(problem, k, frozenset())
+    if same is None or not around.bare:
+        return None
+    kept, given = ~ops.ignored(problem), around.tensors()
     tensors = [t for t in (same.logits, same.targets, same.grad_output) if t is not None]
-    for found, wanted in zip(ran.given, tensors, strict=True):
-        if found.ndim < wanted.ndim:  # class indices: only ignored rows made distributions of them
-            if variant.key in BY_INDEX:
-                return False
-            continue
-        a, b = widen(found)[kept], widen(wanted)[kept]
-        if not np.array_equal(a, b, equal_nan=True):
-            return False
-    return True
+    for found, wanted in zip(given, tensors, strict=True):
+        if found.ndim == wanted.ndim:  # class indices: only ignored rows made distributions of them
+            a, b = widen(found)[kept], widen(wanted)[kept]
+            if not np.array_equal(a, b, equal_nan=True):
+                return None
+    return given
+
+
+def unchanged(variant: Variant, output: Array, problem: Problem, same: Problem, given: tuple[Array, ...], k: Arithmetic) -> bool:
+    """Whether a variant made of a problem what it makes of the same one without params, bit for bit, so that its bound there is one
+    here; given: what `exactly` tells. By what takes exactly the same steps for class indices and for the distributions that they
+    are, and no fewer. One that sees to params itself is run again, without them."""
+    if variant.key in BY_INDEX and ops.is_index(problem) and not ops.is_index(same):
+        return False
+    if not _own(variant, problem, ops.given_params(problem.params)):
+        return True
+    return np.array_equal(widen(k.deliver(variant.run(*given, k))), widen(output), equal_nan=True)
 
 
 def _own(variant: Variant, problem: Problem, names: tuple[str, ...]) -> dict[str, Any]:

@@ -460,6 +460,46 @@ def test_what_takes_other_steps_for_classes_has_no_bound_beside_ignored_rows():
     assert engine.evaluate(kept, ["float16"], ["others"], "sequential").outcomes[0].metrics.error_over_bound <= 1
 
 
+@pytest.mark.parametrize("n", [4, 700])
+@pytest.mark.parametrize("fmt", ["float16", "bfloat16", "float32", "float64", "float8_e5m2"])
+def test_a_variant_that_masks_or_scales_by_itself_keeps_its_bound(fmt, n):
+    x = np.random.default_rng(n).normal(0, 1, (3, n))
+    kept = np.arange(n) % 3 != 1
+    for name in ("masked_value", "masked_lowest", "masked_zero", "shifted"):
+        out = ran(name, Problem("softmax", x, params=Params(mask=kept)), fmt)
+        alone = ran(name, Problem("softmax", np.where(kept, x, -INF)), fmt)
+        assert (out.bound, out.metrics.error_over_bound) == (alone.bound, alone.metrics.error_over_bound)
+        assert out.status == alone.status
+    if fmt != "float8_e5m2":
+        out = ran("exp2_scaled", Problem("softmax", x, params=Params(scale=4.0)), fmt)
+        alone = ran("exp2_scaled", Problem("softmax", formats.round_array(x, FORMATS[fmt]).astype(float) * 4), fmt)
+        assert (out.bound, out.metrics.error_over_bound) == (alone.bound, alone.metrics.error_over_bound)
+
+
+def test_one_that_scales_by_itself_has_none_where_its_constant_rounds_otherwise_but_is_judged():
+    x = np.random.default_rng(1).integers(-99, 99, (5, 200)) * 1.0
+    out = ran("exp2_scaled", Problem("softmax", x, params=Params(scale=3.0)), "float32")
+    around = ran("shifted", Problem("softmax", x, params=Params(scale=3.0)), "float32")
+    assert (out.bound.unbounded, out.bound.unjudged, out.metrics.error_over_bound) == (1000, 0, None)
+    assert out.bound.condition == around.bound.condition > 0
+    assert out.bound.exceeded > 0
+    assert out.status == "inaccurate"
+
+
+def test_a_sink_leaves_no_bound_and_as_one_more_column_it_has_one():
+    x = np.array([[1.0, 2.0, 3.0]])
+    assert ran("sink", Problem("softmax", x, params=Params(sink=2.5))).status == "unbounded"
+    column = ran("shifted", Problem("softmax", np.append(x, [[2.5]], axis=1)))
+    assert column.status == "accurate"
+    assert (column.truth[:, :3] == ran("sink", Problem("softmax", x, params=Params(sink=2.5))).truth).all()
+
+
+def test_no_mask_in_a_format_without_infinity_has_a_bound():
+    problem = Problem("softmax", np.array([[1.0, 2.0, 3.0]]), params=Params(mask=np.array([True, False, True])))
+    for name in ("masked_value", "masked_lowest", "shifted"):
+        assert ran(name, problem, "float8_e4m3fn").bound.unbounded == ran(name, problem, "float8_e4m3fn").metrics.compared
+
+
 def test_sums_that_are_not_known_are_no_defects():
     x = np.array([[1.0, 2.0, 3.0]])
     sunk = ran("shifted", Problem("softmax", x, params=Params(sink=0.0))).metrics
@@ -587,7 +627,7 @@ def test_own_ways_are_near_the_truth_but_where_they_are_wrong(row, soft):
     problem = drawn(row.op, {name: values[name] for name in row.params}, 1, F64, soft=soft)
     out = ran(row.name, problem)
     assert (out.metrics.max_abs < 1e-13) == (row.name != "sink_unshifted")
-    assert out.bound.rule == "no bound is known with these params"
+    assert (out.bound.rule == "no bound is known with these params") == (row.params != ("mask",))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case[1] in JOINED], ids=str)
