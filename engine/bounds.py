@@ -33,8 +33,9 @@ the accumulator, w' = w / (1 - w), and a term passing through h additions, H = h
     kahan                                 see _kahan: 4 w + O(n w^2), Goldberg's recurrence (doi 10.1145/103162.103163, theorem 8)
                                           with every second-order term kept; where that does not converge there is no bound
 An accumulator coarser than the format rounds each term too, and one finer, or with other ends, rounds the total: one more w' or
-u' each. Where an accumulator or the format would overflow there is no bound. Terms of both signs: the error is at most expm1(H)
-times the sum of their magnitudes.
+u' each. Where an accumulator or the format would overflow there is no bound, and in a format without
+infinity none where any difference, product or result would. Terms of both signs: the error is at most expm1(H) times the sum of
+their magnitudes.
 
     eps = sum_j p_j expm1(th_j) + n z / S; eps >= 1: no bound. So the computed sum lies in S [1 - eps, 1 + eps] exp(+-H).
 
@@ -321,13 +322,19 @@ def _half(fmt: Format) -> float:
     return max(fmt.smallest_subnormal / 2, _LEAST)
 
 
+def _end(fmt: Format) -> float:
+    """The largest number that rounds to one of the format: half a unit above its largest, which is even."""
+    return fmt.largest + 2.0 ** (fmt.emax - fmt.precision)
+
+
 @dataclass(frozen=True)
 class Constants:
     """The constants of a declared arithmetic for rows of n, named as in this file's first lines.
 
     u1: u' = u/(1 - u). z: what an exponential may underflow by. slip, natural_slip: see there. h: H. term, total, signed: what the
     sum loses absolutely for each term, at the end, and for each addition of terms of both signs. limit: the largest sum. least:
-    eta/2 + f. ceiling: the largest number of what saturates. u_out, least_out: of the output format, 0 where it is no coarser.
+    eta/2 + f. ceiling: the largest result of what saturates, or has no infinity. ends: beyond that a step gives NaN, in a format
+    without infinity. u_out, least_out: of the output format, 0 where it is no coarser.
     """
 
     n: int
@@ -353,6 +360,7 @@ class Constants:
     u_out: float
     least_out: float
     ceiling: float
+    ends: float
     fused: bool
     of: Declared
 
@@ -372,6 +380,7 @@ def constants(k: Declared, n: int) -> Constants:
         term, total = _half(acc) + f_acc, _half(fmt) + f
     narrower = out != fmt and (out.precision < fmt.precision or out.smallest_subnormal > eta)
     saturating = [row.largest for row in (fmt, out) if k.saturates and row.bits == 8]
+    ending = [_end(row) for row in (fmt, out) if not (row.has_infinity or k.saturates)]
     return Constants(
         n=n,
         u=u,
@@ -395,7 +404,8 @@ def constants(k: Declared, n: int) -> Constants:
         flushed=f,
         u_out=out.unit_roundoff if narrower else 0.0,
         least_out=(_half(out) if narrower else 0.0) + (out.smallest_normal if k.flush and out != fmt and not k.delivered else 0.0),
-        ceiling=min(saturating, default=inf),
+        ceiling=min(saturating + ending, default=inf),
+        ends=inf if fmt.has_infinity or k.saturates else _end(fmt),
         fused=k.fused,
         of=k,
     )
@@ -492,6 +502,16 @@ class Rows:
         return _log1p(self.rest)
 
     @cached_property
+    def gap(self) -> Array:
+        """The largest finite difference of two logits."""
+        return self.largest(lambda part: -self.columns(part)[1])
+
+    @cached_property
+    def extent(self) -> Array:
+        """The largest finite magnitude of a logit."""
+        return np.maximum(np.abs(self.m), self.largest(lambda part: -self.columns(part)[0]))
+
+    @cached_property
     def y(self) -> Array:
         """m + L."""
         return np.asarray(self.m + self.log)
@@ -525,6 +545,11 @@ class Rows:
         return np.where(magnitude + off <= k.limit, off, inf)
 
 
+def _holds(k: Constants, size: Array, scaled: bool = False) -> Array:
+    """Where a number of that size rounds to one of the format, and its product with log2 e too if an exponential takes it."""
+    return np.asarray(size * (1.4427 * (1 + 4 * k.u) if scaled or k.kappa == 3 else 1.0) <= k.ends)
+
+
 class Exponentials:
     """Shifted or natural exponentials, their sum, and the quotients.
 
@@ -544,6 +569,8 @@ class Exponentials:
         self.terms = r.sum(lambda part: r.columns(part)[2] * self._growth(part)) / r.whole
         eps = self.terms + (k.n * (k.z + k.term) + k.total) * self.unit
         fits = (eps < 1) & (size * (1 + eps) * _factor(k.h) <= k.limit)
+        if natural and k.ends < inf:
+            fits &= _holds(k, r.extent)
         self.eps = np.where(fits, eps, inf)
         self.reach = np.where(fits, k.h + _lost_share(eps), inf)
 
@@ -719,17 +746,18 @@ def _(r: Rows) -> Elements:
     return _less_log(r, _log1p_of_rest(r), natural=False)
 
 
-def _weighted_loss(r: Rows, term: Callable[[Part], tuple[Array, Array]]) -> Elements:
-    """sum y_i l_i of terms (|l_i|, its bound); y_i = 0 gives exactly 0."""
+def _weighted_loss(r: Rows, term: Callable[[Part], tuple[Array, Array]], skips: bool = True) -> Elements:
+    """sum y_i l_i of terms (|l_i|, its bound); y_i = 0 gives exactly 0. skips: also where l_i is infinite; else that is NaN."""
     k = r.k
 
     def terms(part: Part) -> tuple[Array, Array]:
         y, (size, b) = r.weights(part), term(part)
+        lost = (y == 0) & ~(b < inf) & (not skips)
         used = (y > 0) & (r.columns(part)[0] > -inf)
         y, size, b = np.where(used, y, 0.0), np.where(used, size, 0.0), np.where(used, b, 0.0)
         most = size + b
         off = np.where(most <= k.largest, y * b + k.u * (y * most) + k.flushed * most, inf)  # else it may saturate
-        return y * size, np.where(used, off + k.least, 0.0)
+        return y * size, np.where(lost, inf, np.where(used, off + k.least, 0.0))
 
     size = r.sum(lambda part: terms(part)[0])
     return _per_row(size, r.added(size, r.sum(lambda part: terms(part)[1])) + k.flushed)
@@ -740,7 +768,7 @@ def _loss_of_share(natural: bool) -> Callable[[Rows], Elements]:
         e = Exponentials(r, natural)
         if r.by_index:
             return _per_row(*_log_of_share(r, e, r.at_target()))
-        return _weighted_loss(r, lambda part: _log_of_share(r, e, r.columns(part)[0]))
+        return _weighted_loss(r, lambda part: _log_of_share(r, e, r.columns(part)[0]), skips=False)
 
     return evaluate
 
@@ -1000,6 +1028,7 @@ def _subtractive(r: Rows, a: Array) -> Elements:
 
     def elements(part: Part) -> tuple[Array, Array]:
         gap = np.minimum(r.log - r.columns(part)[1], 2.0**1000) + a
+        gap = np.where(_holds(k, gap), gap, inf)
         theta = a + k.v * (k.kappa * gap + k.c) + k.slip
         return r.p(part), _off(r, part, theta) + k.z + 4 * _LEAST
 
@@ -1026,7 +1055,8 @@ def _of_base(r: Rows, base: Array) -> Elements:
         return _theta(r.k, np.abs(r.columns(part)[0] - base))
 
     above = r.m - base
-    return _quotients(_total(r, theta, _underflow(r.k), r.k.h, above, above), theta, r.k.z)
+    fits = _holds(r.k, np.maximum(np.abs(above), np.abs(above - r.gap)))
+    return _quotients(_total(r, theta, np.where(fits, _underflow(r.k), inf), r.k.h, above, above), theta, r.k.z)
 
 
 def _constant(k: Constants, value: float) -> float:
@@ -1071,6 +1101,7 @@ def _(r: Rows) -> Elements:
         return np.asarray(k.u * d + product + k.u * summed + k.c * k.v + 2 * k.least + 4 * k.flushed)
 
     fits = np.abs(r.m) * 1.4427 * (1 + 3 * k.u) <= k.largest
+    fits &= _holds(k, np.maximum(r.gap + shift, r.extent), scaled=True)
     shift = np.where(fits, shift, inf)
     return _quotients(_total(r, theta, _underflow(k), k.h, -shift, shift), theta, k.z)
 
@@ -1084,7 +1115,8 @@ def _(r: Rows, offset: float = 8.0) -> Elements:
         d = np.minimum(-r.columns(part)[1], 2.0**1000)
         return np.where(d > 0, power * d + k.u * high + 4 * k.least + 8 * k.flushed, 0.0) + k.c * k.v
 
-    return _quotients(_total(r, theta, _underflow(k), k.h, high, high), theta, k.z)
+    lost = np.where(_holds(k, r.gap, scaled=True), _underflow(k), inf)
+    return _quotients(_total(r, theta, lost, k.h, high, high), theta, k.z)
 
 
 def _stored(k: Constants, name: str) -> tuple[float, float]:
@@ -1270,7 +1302,8 @@ def _(r: Rows) -> Elements:
     steps = np.where((x > -inf) & (count > 1), a + k.u * (size + a), 0.0)
     off = _tree(steps) * _factor(k.n * k.u)
     most = np.where(count > 0, size, 0.0).max(axis=1, keepdims=True)
-    return _per_row(np.abs(r.y), np.where(most + off <= k.largest, off, inf))
+    fits = (most + off <= k.largest) & _holds(k, r.gap + r.log + off)
+    return _per_row(np.abs(r.y), np.where(fits, off, inf))
 
 
 @bound(
@@ -1422,7 +1455,7 @@ def _(r: Rows) -> Elements:
 def _kept(b: tuple[Array, Array], k: Constants, name: str) -> tuple[Array, Array]:
     """What a number is off by when it was stored as well."""
     (size, off), (share, least) = b, _stored(k, name)
-    return size, off + share * (size + off) + least
+    return size, np.where(size + off <= FORMATS[name].largest, off + share * (size + off) + least, inf)
 
 
 @bound("cross_entropy_grad/in_place_16_bit", "as fused, of p stored; then u_s (abs(T) + that), u_s of bfloat16, or 0")
@@ -1495,6 +1528,8 @@ class Allowed:
         with np.errstate(all="ignore"):
             size, b = elements(slice(start, stop))
             b = (b + k.u_out * (size + b) + k.least_out) * _INFLATION + _LEAST
+            if k.ends < inf:
+                b = np.where(_holds(k, self._of.gap), b, inf)
             return np.where((b < inf) & (size + b <= k.ceiling), b, inf)  # a NaN is none either
 
     def condition(self) -> Array:
@@ -1506,7 +1541,7 @@ class Allowed:
         where p (1 - p) is largest for the largest p: the others are below 1 - p
         """
         r = self._of
-        x_max = np.maximum(np.abs(r.m), r.largest(lambda part: -r.columns(part)[0])) + 0.0  # no -0
+        x_max = r.extent + 0.0  # no -0
         with np.errstate(all="ignore"):
             if self._op == "logsumexp":
                 share, size = np.ones_like(r.y), np.abs(r.y)
@@ -1515,8 +1550,7 @@ class Allowed:
                 share = r.sum(lambda part: np.abs(r.p(part) * whole - y(part)))
                 size = _loss(r)
             elif self._op == "log_softmax":
-                gap = r.largest(lambda part: -r.columns(part)[1])
-                share, size = 2 * (1 - _exp(-gap) / r.whole), gap + r.log
+                share, size = 2 * (1 - _exp(-r.gap) / r.whole), r.gap + r.log
             elif self._op == "softmax":
                 share, size = 2 * (1 / r.whole) * (r.rest / r.whole), 1 / r.whole
             elif self._op == "cross_entropy_grad":

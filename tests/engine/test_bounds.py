@@ -517,6 +517,50 @@ def test_where_a_step_overflows_a_narrow_format_there_is_no_bound(key, row):
     assert (bound_of(key, row, FORMATS["float8_e4m3fn"], accumulator="float32") == INF).all()
 
 
+@pytest.mark.parametrize("exp", ["numpy", "correct", "exp2"])
+@pytest.mark.parametrize("fma", [False, True])
+def test_where_the_declared_algorithm_gives_nan_there_is_no_bound(exp, fma):
+    """In a format without infinity what overflows is NaN: every difference of two logits, and every result."""
+    rng, fmt = np.random.default_rng(5), FORMATS["float8_e4m3fn"]
+    x = round_array(np.clip(rng.normal(0, 1, (150, 3)) * rng.choice([1, 30, 200, 400], (150, 1)), -448, 448), fmt)
+    gaps, outside = widen(x).max(axis=1) - widen(x).min(axis=1), 0
+    for key in BOUNDS:
+        variant = VARIANTS[key]
+        extra = extra_of(variant.op, rng, x.shape, 1) if "targets" in OPS[variant.op].tensors else None
+        if "grad_output" in OPS[variant.op].tensors:
+            extra = round_array(rng.normal(0, 3, x.shape), fmt)
+        output, truth, allowances = run(key, fmt.name, x, extra, axes=Axes(exp=exp, fma=fma))
+        chosen = np.flatnonzero(np.isnan(widen(output.reshape(-1))))
+        found = [allowances.declared(int(i)) for i in chosen if not isinstance(truth.cell(int(i), truth.bits), float)]
+        assert all(bound == INF for bound in found), key
+        outside += len(found)
+    assert outside > 100
+    wide = x[gaps > 464]
+    assert len(wide) > 3
+    assert all(np.isinf(bound_of("softmax/shifted", row, fmt)).all() for row in widen(wide))
+    assert (bound_of("softmax/shifted", [200, -200], fmt) < INF).all()
+    assert (bound_of("softmax/shifted", [448, -448], fmt, overflow="saturate") < INF).all()
+
+
+def test_a_weight_of_zero_beside_a_probability_of_zero_has_no_bound():
+    weights = np.array([[1.0, 0.0, 0.0]])
+    for name, logits in (("naive", [[7.0, -18.0, 5.0]]), ("log_of_softmax", [[7.0, -18.0, 5.0]]), ("naive", [[7.0, -INF, 5.0]])):
+        output, _, allowances = run(f"cross_entropy/{name}", "float16", logits, weights)
+        assert np.isnan(output).all()
+        assert allowances.declared(0) == INF
+        assert allowances.reference(0) < INF
+    _, _, allowances = run("cross_entropy/naive", "float16", [[7.0, 3.0, 5.0]], weights)
+    assert allowances.declared(0) < INF
+
+
+def test_what_is_stored_beyond_its_format_has_no_bound():
+    key = "cross_entropy_grad/in_place_16_bit"
+    for largest, finite in ((1.0e38, True), (9.6e161, False)):
+        output, _, allowances = run(key, "float64", [[-744.68, -745.89]], np.array([[largest, 1.35 * largest]]))
+        assert bool(np.isfinite(output).all()) == finite
+        assert [allowances.declared(i) < INF for i in range(2)] == [finite] * 2
+
+
 def test_a_number_for_masked_logits_has_what_it_takes_in_its_bound():
     row = [-1e4, -1e4, -INF]
     assert (bound_of("softmax/masked_value", row)[:2] < 1e-5).all()
