@@ -66,7 +66,11 @@ Sums that are rescaled, s' = s f + t, f = exp(m - m'): sum_j of |m - m'| over al
     = v (kappa |d_j| + c (1 + R_j)) + (1 + R_j) slip with R_j maxima after it, and H gains one w' for each (an fma none, a coarser
     accumulator rounds f too) beside n - 1 additions; tiles have the H of their own sums besides. An f that underflows loses z s.
     With G the growth exp(H + (v c + slip) (R + 1) + R u'), s <= G (its exact value + loss), so the whole loss is at most
-        G (n z + tiles (...) + R (eta_w/2 + f_w) + z G sum s) / (1 - z G R); exact s <= min(terms so far, S exp(m - m_j))
+        G (n z + tiles (...) + R (eta_w/2 + f_w) + z G sum s) / (1 - z G R); exact s <= min(terms so far, S exp(m - m_j)) = t;
+        for t (1 - a) t + a (terms so far) is taken, a = v kappa: exp(-d (1 - a)) <= (1 - a) exp(-d) + a
+    2^(x_j c - m_b c), f = 2^((m - m') c): what m_b c is off by, G with the largest abs(m_b) for abs(m), no longer cancels. abs(x_j)
+        <= abs(m_b) + |x_j - m_b|, and so each exponent is off by ((1 + u)^3 - 1) of its size and a rest: th_j = 3 v |d_j| + (1 + u)
+        (G + u (1 + u) max abs(m_b)) + (1 + R_j) (c v + eta + 6 f), an fma: without u (1 + u) max abs(m_b); the rest is in G too
     e_i f f ...: R_i u' more, and G (z + R_i (z + eta/2 + f)) for z. Lazily: a logit lies up to T = threshold log 2 (1 + 4 u) + eta
     + 6 f above what is subtracted (the comparison is rounded), at most m less the first maximum: |d_j| + 2 T for |d_j|, and G and S
     grow by exp(2 v kappa T) and exp(T). Parts merged: 2 for 1 + R_j, H of a part + u' + H of the parts
@@ -1158,11 +1162,11 @@ class Rescaled:
     """Exponentials of tiles of a size, less the largest logit so far, and the recurrence s = s f + (the sum of a tile).
 
     spread: how far above what is subtracted a logit may lie, (rows, 1). later: rescalings after each tile, (rows, tiles). held: the
-    most that s can be there. step: the relative error of a rescaling, as a logarithm.
+    most that s can be there. step: the relative error of a rescaling, as a logarithm. largest: the largest magnitude of a maximum.
     """
 
-    def __init__(self, r: Rows, size: int, spread: Some = 0.0) -> None:
-        self.r, self.k, self.size = r, r.k, size
+    def __init__(self, r: Rows, size: int, spread: Some = 0.0, kappa: int = 0) -> None:
+        self.r, self.k, self.size, self.kappa = r, r.k, size, kappa or r.k.kappa
         starts = np.arange(0, r.n, size)
         tops = np.maximum.accumulate(np.maximum.reduceat(_logits(r), starts, axis=1), axis=1)
         moved = np.diff(tops, axis=1, prepend=tops[:, :1]) > 0
@@ -1171,7 +1175,10 @@ class Rescaled:
         self.later = self.moves - np.cumsum(moved, axis=1)
         self.spread = np.where(self.moves > 0, np.minimum(spread, r.m - tops[:, :1]), 0.0)
         count = np.minimum(np.cumsum(np.full(tops.shape, size), axis=1), r.n)
-        self.held = np.minimum(count, r.whole * _exp(r.m - tops)) * _exp(self.spread)
+        self.largest = np.where(np.isfinite(tops), np.abs(tops), 0.0).max(axis=1, keepdims=True)
+        share = min(1.0, r.k.v * self.kappa)  # exp(-d (1 - share)) <= (1 - share) exp(-d) + share
+        held = np.minimum(count, r.whole * _exp(r.m - tops))
+        self.held = ((1 - share) * held + share * count) * _exp(self.spread)
         self.before = _tree(np.where(moved, np.roll(self.held, 1, axis=1), 0.0))
 
     def after(self, part: Part) -> Array:
@@ -1182,7 +1189,7 @@ class Rescaled:
         """th_j, with the factors."""
         return _theta(self.k, -self.r.columns(part)[1] + 2 * self.spread, 1 + self.after(part))
 
-    def total(self, theta: Of, term: float, tile: tuple[float, float], low: Some, step: float) -> Total:
+    def total(self, theta: Of, term: float, tile: tuple[float, float], low: Some, step: Some) -> Total:
         """The sum of terms that lose `term` absolutely; a tile's plain sum: its H, and what it loses."""
         k, n = self.k, self.r.n
         fmt, acc = FORMATS[k.of.format], FORMATS[k.of.accumulator]
@@ -1191,14 +1198,14 @@ class Rescaled:
         h = tile[0] + summing("sequential", self.tiles, acc) + self.moves * each
         h = h + (coarser if acc.precision < fmt.precision else 0.0) + (k.u1 if fmt.precision < acc.precision else 0.0)
         least = _half(acc) + acc.smallest_normal * k.of.flush
-        self.growth = _exp(h + (step + k.slip) * (self.moves + 1) + 2 * k.v * k.kappa * self.spread + self.moves * k.u1)
+        self.growth = _exp(h + (step + k.slip) * (self.moves + 1) + 2 * k.v * self.kappa * self.spread + self.moves * k.u1)
         plain = n * (term + k.term) + self.tiles * (tile[1] + k.term) + self.moves * least
         z = k.z + k.term
         room = 1 - z * self.growth * self.moves
         lost = np.where(room > 0, (plain + z * self.growth * self.before) / np.where(room > 0, room, 1.0), inf)
         most = self.growth * (self.held.max(axis=1, keepdims=True) + lost)
         of_tile = self.growth * (np.minimum(self.held, min(self.size, n) * _exp(self.spread)).max(axis=1, keepdims=True) + lost)
-        fits = (most <= acc.largest) & (of_tile <= k.limit) & (k.v * k.kappa <= 1)
+        fits = (most <= acc.largest) & (of_tile <= k.limit) & (k.v * self.kappa <= 1)
         lost = np.where(fits, self.growth * (lost + k.total), inf)
         return _total(self.r, theta, lost, h, low, self.spread)
 
@@ -1241,6 +1248,32 @@ def _tiles(r: Rows, tile: int, rise: float) -> Elements:
 @bound("softmax/tiled", f"{_P}, and R_i u' besides th_i; {_RESCALED}")
 def _(r: Rows, tile: float = 128) -> Elements:
     return _tiles(r, int(tile), 0.0)
+
+
+@bound(
+    "softmax/tiled_scaled",
+    f"{_P}, and R_i u' besides th_i; th_j = 3 v abs(d_j) + (1 + u) (G + P) + (1 + R_j) c v, R_j the rescalings after j,"
+    " G = P = u (1 + u) max abs(m_b), P = 0 for an fma",
+)
+def _(r: Rows, tile: float = 128) -> Elements:
+    k, scaled = r.k, Rescaled(r, int(tile), kappa=3)
+    slip = 2 * k.least + 4 * k.flushed
+    shift = k.u * (1 + k.u) * scaled.largest + slip
+    fits = scaled.largest * 1.4427 * (1 + 3 * k.u) <= k.largest
+    fits &= _holds(k, np.maximum(r.gap + shift, r.extent), scaled=True)
+    apart = np.where(fits, (1 + k.u) * (shift + (0.0 if k.fused else k.u * (1 + k.u) * scaled.largest)), inf)
+
+    def theta(part: Part) -> Array:
+        gap = np.minimum(-r.columns(part)[1], 2.0**1000)
+        return np.asarray(3 * k.v * gap + apart + (1 + scaled.after(part)) * (k.v * k.c + slip))
+
+    total = scaled.total(theta, k.z, _sum_of(r, scaled.size), 0.0, k.v * k.c + slip + apart)
+
+    def elements(part: Part) -> tuple[Array, Array]:
+        after = scaled.after(part)
+        return r.p(part), total.quotient(part, theta(part) + after * k.u1, scaled.growth * (k.z + after * (k.z + k.least)))
+
+    return elements
 
 
 @bound("softmax/lazy_rescale", f"{_P}, and R_i u' besides th_i; abs(d_j) + 2 threshold log 2 for abs(d_j); {_RESCALED}")

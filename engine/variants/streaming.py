@@ -69,7 +69,7 @@ def online(x: Array, k: Arithmetic) -> Array:
     "tiled",
     formula="e_i / s; for each tile of logits m' = max(m, its maximum), s' = s f + its sum of e, e' = e f for the tiles before,"
     " f = exp(m - m'), e_j = exp(x_j - m')",
-    source="Dao and others 2022, arXiv 2205.14135; FlashAttention, csrc/flash_attn/src/softmax.h",
+    source="Dao and others 2022, arXiv 2205.14135, algorithm 1",
     hazard="e and s are rescaled, and rounded, at every tile that raises the maximum",
     stable=True,
     axes=FUSED,
@@ -84,9 +84,32 @@ def tiled(x: Array, k: Arithmetic, tile: int) -> Array:
 
 @variant(
     "softmax",
+    "tiled_scaled",
+    formula="as tiled, e_j = 2^(x_j c - m' c), f = 2^((m - m') c), c = scale log2 e",
+    source="FlashAttention, csrc/flash_attn/src/softmax.h: tiles, and the scale folded into the exponent, one fma a logit",
+    hazard="as exp2_scaled and tiled: m' c is rounded anew in every tile that raises the maximum, and so tiles are off against each"
+    " other the more the further the logits are from 0",
+    axes=FUSED,
+    claims="mask",
+    params="scale",
+    tile=_TILE,
+)
+def tiled_scaled(x: Array, k: Arithmetic, tile: int, scale: float = 1.0) -> Array:
+    """Rescaled at every tile, by powers of two."""
+    c, tops = k.constant(scale * LOG2_E), _maxima(x, k, tile)
+    base = k.unmasked(tops)
+    e = k.exp2(k.fma(x, c, k.neg(k.spread(k.mul(base, c), tile, x))))
+    factors = k.exp2(k.mul(k.sub(k.before(tops), base), c))
+    s = k.recurrence(factors, k.stack([k.sum(part) for part in k.tiles(e, tile)]))
+    return k.div(k.rescaled(e, factors, tile), s)
+
+
+@variant(
+    "softmax",
     "lazy_rescale",
     formula="as tiled, but m' = m for a tile whose maximum is at most threshold log 2 above m",
-    source="FlashAttention 4: no rescaling below a threshold, in log2 units",
+    source="FlashAttention 4, flash_attn/cute/flash_fwd_sm100.py: no rescaling below a threshold in log2 units, there 8 for 16-bit"
+    " inputs, else 0",
     hazard="exponentials reach 2^threshold: sums overflow so many times sooner, in 8-bit formats the exponentials themselves",
     issues=("Dao-AILab/flash-attention#2577",),
     axes=FUSED,

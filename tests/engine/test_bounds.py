@@ -59,6 +59,7 @@ TILES = (1, 2, 3, 8, 50)
 PARTS = (1, 2, 3, 5, 64)
 DRAWN = {
     "softmax/tiled": {"tile": TILES},
+    "softmax/tiled_scaled": {"tile": TILES},
     "cross_entropy/chunked": {"tile": TILES},
     "softmax/lazy_rescale": {"tile": TILES, "threshold": (0, 0.5, 2, 4, 8, 30)},
     "softmax/split_merge": {"parts": PARTS},
@@ -484,6 +485,16 @@ def test_only_what_subtracts_the_maximum_has_a_bound_that_a_shift_leaves_alone()
     assert (bound_of("softmax/exp2_scaled", row + 512) > 20 * bound_of("softmax/exp2_scaled", row)).all()
 
 
+def test_tiles_with_a_folded_product_are_off_against_each_other():
+    row = np.arange(40.0) / 8
+    near, far = (bound_of("softmax/tiled_scaled(tile=4)", row + shift) for shift in (0, 4096))
+    assert (far > 20 * near).all()
+    assert (bound_of("softmax/tiled_scaled(tile=4)", row + 4096, fma=True) < 0.6 * far).all()
+    low, near = (bound_of("softmax/tiled_scaled(tile=1)", [gap, 0.0])[1] for gap in (-4096.0, -1.0))
+    assert low > 20 * near  # what was folded in a tile below is not 0
+    assert (bound_of("softmax/tiled_scaled", [3e38, 0.0]) == INF).all()
+
+
 def test_a_base_that_is_not_the_maximum_has_a_bound_between_its_limits_only():
     assert (bound_of("softmax/chosen_shift(c=-10)", [98, 0]) < INF).all()
     assert (bound_of("softmax/chosen_shift(c=-10)", [99, 0]) == INF).all()
@@ -510,6 +521,7 @@ def test_a_rescaling_has_its_part_in_the_bound():
         ("softmax/split_merge(parts=3)", [0] * 449),
         ("softmax/two_pass", [448, 0]),
         ("softmax/exp2_scaled", [448, 0]),
+        ("softmax/tiled_scaled", [0, -448]),
         ("softmax/lazy_rescale(tile=1, threshold=1000)", [0, 448]),
     ],
 )

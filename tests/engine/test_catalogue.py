@@ -122,6 +122,18 @@ def tiled(x, rises=lambda top, m: True, size=128):
     return e, s, m
 
 
+def tiled_scaled(x, size=128):
+    first, *others = tiles(x, size)
+    c, m = constant(x, math.log2(math.e)), np.max(first)
+    e = np.exp2(first * c + -(unmasked(m) * c))
+    s = add(e)
+    for tile in others:
+        top = np.maximum(m, np.max(tile))
+        f, new = np.exp2((m - unmasked(top)) * c), np.exp2(tile * c + -(unmasked(top) * c))
+        e, s, m = np.concatenate((e * f, new)), s * f + add(new), top
+    return e / s
+
+
 def lazily(top, m):
     return np.isnan(top) or m == -INF or widen(top - m) > widen(constant(top, 4 * math.log(2)))
 
@@ -232,6 +244,8 @@ FORMULAS = {
     "softmax/masked_value": lambda x: p_shifted(masked(x, -1e9)),
     "softmax/online": lambda x: np.exp(x - unmasked(np.max(x))) / online(x)[1],
     "softmax/tiled": lambda x: tiled(x)[0] / tiled(x)[1],
+    "softmax/tiled_scaled": tiled_scaled,
+    "softmax/tiled_scaled(tile=3)": partial(tiled_scaled, size=3),
     "softmax/lazy_rescale": lambda x: tiled(x, lazily)[0] / tiled(x, lazily)[1],
     "softmax/split_merge": lambda x: np.exp(x - unmasked(np.max(x))) / merged(x)[1],
     "softmax/two_pass": two_pass,
@@ -350,7 +364,9 @@ def test_a_masked_logit_is_as_one_left_out(row, fmt):
 
 
 @pytest.mark.parametrize("fmt", [F16, BF16, F32, F64], ids=lambda fmt: fmt.name)
-@pytest.mark.parametrize("key", ["softmax/subtractive", "softmax/exp2_scaled", "softmax/two_pass", "log_softmax/subtractive"])
+@pytest.mark.parametrize(
+    "key", ["softmax/subtractive", "softmax/exp2_scaled", "softmax/tiled_scaled", "softmax/two_pass", "log_softmax/subtractive"]
+)
 def test_what_claims_no_shift_changes_by_one(key, fmt):
     assert "shift" not in VARIANTS[key].claims
     x = np.arange(3.0)
@@ -594,6 +610,13 @@ def test_a_scaled_maximum_does_not_cancel_in_an_fma():
     assert abs(residual) > 128
     assert wide("softmax/exp2_scaled", large).tolist() == [1]
     assert np.isnan(wide("softmax/exp2_scaled", large, fma=True)).all()
+
+
+def test_tiles_with_a_folded_product_lose_digits_far_from_0():
+    x = np.random.default_rng(3).normal(1000, 3, 512)
+    right = wide("softmax/shifted", round_array(x, F32), F64)
+    near, folded = (np.abs(wide(f"softmax/{name}(tile=64)", x, fma=True) / right - 1).max() for name in ("tiled", "tiled_scaled"))
+    assert folded > 3 * near
 
 
 def test_an_offset_makes_sums_overflow_sooner():
