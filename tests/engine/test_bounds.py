@@ -543,7 +543,7 @@ def test_where_the_declared_algorithm_gives_nan_there_is_no_bound(exp, fma):
             extra = round_array(rng.normal(0, 3, x.shape), fmt)
         output, truth, allowances = run(key, fmt.name, x, extra, axes=Axes(exp=exp, fma=fma))
         chosen = np.flatnonzero(np.isnan(widen(output.reshape(-1))))
-        found = [allowances.declared(int(i)) for i in chosen if not isinstance(truth.cell(int(i), truth.bits), float)]
+        found = [allowances.own(int(i)) for i in chosen if not isinstance(truth.cell(int(i), truth.bits), float)]
         assert all(bound == INF for bound in found), key
         outside += len(found)
     assert outside > 100
@@ -559,10 +559,10 @@ def test_a_weight_of_zero_beside_a_probability_of_zero_has_no_bound():
     for name, logits in (("naive", [[7.0, -18.0, 5.0]]), ("log_of_softmax", [[7.0, -18.0, 5.0]]), ("naive", [[7.0, -INF, 5.0]])):
         output, _, allowances = run(f"cross_entropy/{name}", "float16", logits, weights)
         assert np.isnan(output).all()
-        assert allowances.declared(0) == INF
-        assert allowances.reference(0) < INF
+        assert allowances.own(0) == INF
+        assert allowances.judge(0) < INF
     _, _, allowances = run("cross_entropy/naive", "float16", [[7.0, 3.0, 5.0]], weights)
-    assert allowances.declared(0) < INF
+    assert allowances.own(0) < INF
 
 
 def test_what_is_stored_beyond_its_format_has_no_bound():
@@ -570,7 +570,7 @@ def test_what_is_stored_beyond_its_format_has_no_bound():
     for largest, finite in ((1.0e38, True), (9.6e161, False)):
         output, _, allowances = run(key, "float64", [[-744.68, -745.89]], np.array([[largest, 1.35 * largest]]))
         assert bool(np.isfinite(output).all()) == finite
-        assert [allowances.declared(i) < INF for i in range(2)] == [finite] * 2
+        assert [allowances.own(i) < INF for i in range(2)] == [finite] * 2
 
 
 def test_a_number_for_masked_logits_has_what_it_takes_in_its_bound():
