@@ -209,7 +209,8 @@ def _check_indices(targets: Array, shape: tuple[int, ...], ignore_index: int | N
     bad = (targets < 0) | (targets >= n)
     if ignore_index is not None:
         bad &= targets != ignore_index
-    _refuse(targets, bad, f"is out of range: class indices of {n} logits are 0 to {n - 1}")
+    left_out = "; give ignore_index for rows to leave out" * bool((targets[bad] < 0).any() and ignore_index is None)
+    _refuse(targets, bad, f"is out of range: class indices of {n} logits are 0 to {n - 1}{left_out}")
 
 
 def _check_weights(targets: Array) -> None:

@@ -141,9 +141,9 @@ def _check_address(host: str, port: int) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Write the answer of GET /v1/variants instead of text.")
 def variants(op: str | None, as_json: bool) -> None:
     """What the built-in variants compute, where each is from and what goes wrong in it."""
-    known = [row["name"] for row in engine.catalogue("ops")]
-    if op not in (None, *known):
-        raise Refused(f"unknown op {quoted(str(op))}; known: {', '.join(known)}")
+    if op is not None:
+        with _failures():
+            engine.variant_names(op, engine.NO_PARAMS)
     rows = [row for row in engine.catalogue("variants") if op in (None, row["op"])]
     if as_json:
         _write_json({"variants": rows})
@@ -511,6 +511,7 @@ def _blamed(message: str) -> str:
     match = re.match("weights|mask", message) or re.search(r"\b(logits|target|class ind|grad_output|output\b)", message)
     name = {"target": "targets", "class ind": "targets"}.get(match[0], match[0]) if match else ""
     given = click.get_current_context().params.get(name)
+    message = re.sub(rf"\bgive ({'|'.join(_PARAMS)})\b", lambda found: f"give {_option(found[1])}", message)
     if given is not None:
         return f"{_option(name)}: {given[:200]}: {message}"
     return f"{message}: give {_option(name)}" if f"needs {name}" in message else message

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import partial
 
 from engine.errors import InvalidProblem, UnknownName, quoted
@@ -86,8 +87,9 @@ class Variant:
     def check(self, params: Params) -> None:
         """Raises InvalidProblem where they do not."""
         if not self.fits(params):
-            apart = " and no weights" * ("label_smoothing" in self.needs)
-            raise InvalidProblem(f"variant {self.name} is one with {' and '.join(self.needs)}{apart}: give that, or leave it out")
+            apart = ", and no weights" * ("label_smoothing" in self.needs)
+            needed = " and ".join(self.needs)
+            raise InvalidProblem(f"variant {self.name} needs the param {needed}{apart}; give {needed}, or leave the variant out")
 
 
 def stands_between(params: Params, name: str) -> bool:
@@ -161,13 +163,25 @@ def find(op: str, name: str) -> Variant:
     plain, bracket, rest = name.removeprefix(f"{op}/").partition("(")
     known = {row.name: row for row in of_op(op)}
     if plain not in known:
-        raise UnknownName(f"unknown variant {quoted(name)} of {op}; known: {', '.join(known)}")
+        raise UnknownName(f"unknown variant {quoted(name)} of {op}; known: {', '.join(known)}{_meant(plain, known)}")
     row = known[plain]
     if not bracket:
         return row
     given = {key: row.parameters[key].check(key, value) for key, value in _assignments(row, name, rest)}
     told = ", ".join(f"{key}={_written(value)}" for key, value in given.items() if value != row.parameters[key].default)
     return replace(row, name=f"{plain}({told})" if told else plain, run=partial(row.run, **given))
+
+
+def _meant(name: str, known: Mapping[str, Variant]) -> str:
+    """The variants whose name is nearly that one, or else whose source has it, as the end of a message."""
+
+    def bare(text: str) -> str:
+        return re.sub("[^a-z0-9]", "", text.lower())
+
+    sought = bare(name[:64])
+    sources = [row.name for row in known.values() if len(sought) > 3 and sought in bare(row.source)]
+    near = get_close_matches(name[:64].lower(), known, n=1) or sources
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def name_of(op: str, name: str, params: Params = NO_PARAMS) -> str:

@@ -69,7 +69,7 @@ def online(x: Array, k: Arithmetic) -> Array:
     "tiled",
     formula="e_i / s; for each tile of logits m' = max(m, its maximum), s' = s f + its sum of e, e' = e f for the tiles before,"
     " f = exp(m - m'), e_j = exp(x_j - m')",
-    source="Dao and others 2022, arXiv 2205.14135, algorithm 1",
+    source="Dao and others 2022 (FlashAttention), arXiv 2205.14135, algorithm 1",
     hazard="e and s are rescaled, and rounded, at every tile that raises the maximum",
     stable=True,
     axes=FUSED,

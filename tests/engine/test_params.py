@@ -649,11 +649,11 @@ def test_a_variant_that_needs_params_is_run_with_them_alone():
     assert not {"sink", "sink_unshifted"} & set(names)
     sunk = Params(sink=0.0)
     assert {"sink", "sink_unshifted"} <= set(engine.variant_names("softmax", sunk))
-    with pytest.raises(InvalidProblem, match="variant sink is one with sink: give that, or leave it out"):
+    with pytest.raises(InvalidProblem, match="variant sink needs the param sink; give sink, or leave the variant out"):
         engine.evaluate(Problem("softmax", x), variants=["sink"])
     smooth = Params(label_smoothing=0.1, weights=np.ones(3))
     assert "smoothed_apart" not in engine.variant_names("cross_entropy", smooth)
-    with pytest.raises(InvalidProblem, match="is one with label_smoothing and no weights"):
+    with pytest.raises(InvalidProblem, match="needs the param label_smoothing, and no weights; give label_smoothing"):
         engine.evaluate(Problem("cross_entropy", x, np.array([0]), params=smooth), variants=["smoothed_apart"])
 
 

@@ -670,6 +670,21 @@ def test_what_is_counted_is_rows_where_each_has_one_number(op, unit):
     assert line(shown, "variant").split()[-3:] == [unit] * 3
 
 
+@pytest.mark.parametrize(
+    ("asked", "op", "saying"),
+    [
+        (("--variant", "sink"), "softmax", "variant sink needs the param sink; give --sink, or leave the variant out"),
+        (("--variant", "smoothed_apart", "--targets", "0"), "cross_entropy", "and no weights; give --label-smoothing, or leave"),
+        (("--targets", "-100"), "cross_entropy", "class indices of 3 logits are 0 to 2; give --ignore-index for rows to leave out"),
+        (("--variant", "flash_attention"), "softmax", "or 'tiled' or 'tiled_scaled' or 'lazy_rescale'?"),
+        (("--variant", "xyz"), "softmax", "split_merge, two_pass\n"),
+        (("--variant", "tile"), "softmax", "; did you mean 'tiled'?"),
+    ],
+)
+def test_a_message_names_the_option_or_the_name_that_would_do(asked, op, saying):
+    refused("--logits", "1,2,3", *asked, op=op, saying=saying)
+
+
 def test_a_family_is_the_engines():
     asked = ("--family", "gaussian", "--rows", 3, "--n", 5, "--seed", 7, "--param", "sigma=4", "--param", "offset=-1")
     assert answer(*asked)["logits_digest"] == engine.digest(engine.generate("gaussian", 3, 5, 7, sigma=4.0, offset=-1.0))
@@ -993,6 +1008,7 @@ def test_variants_of_no_op():
     done = run("variants", "--op", "sofmax")
     assert (done.exit_code, done.stdout) == (2, "")
     assert "unknown op 'sofmax'; known: softmax, log_softmax" in done.stderr
+    assert "; did you mean 'softmax'?" in done.stderr
 
 
 # softgauge serve

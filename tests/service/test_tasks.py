@@ -500,7 +500,9 @@ def test_params_reach_the_truth_and_the_variants():
 
 
 def test_a_variant_that_needs_params_is_refused_without_them():
-    found = refused({**GOOD, "variants": ["naive", "sink"]}, "invalid", "variant sink is one with sink: give that, or leave it out")
+    found = refused(
+        {**GOOD, "variants": ["naive", "sink"]}, "invalid", "variant sink needs the param sink; give sink, or leave the variant out"
+    )
     assert found.errors[0].pointer == "/variants/1"
     names = {row["variant"] for row in run("evaluate", {k: v for k, v in GOOD.items() if k != "variants"})["outcomes"]}
     assert "sink" not in names
