@@ -9,25 +9,21 @@ from __future__ import annotations
 import errno
 import json
 import math
-import mmap
 import os
 import re
 import socket
 import sys
 import threading
 import traceback
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import reduce
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-import safetensors
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -35,13 +31,11 @@ from rich.table import Table
 from rich.text import Text
 
 import engine
-from service import client, reports, tensors
+from service import client, files, reports, tensors
 from service.errors import quoted
 from service.settings import Limits, Settings, SettingsError
 from service.split import Map, SplitError, split
 
-LARGEST_FILE = 256 * 2**20  # bytes that are read, also of one member of an .npz when unpacked; a mapped file may be larger
-LARGEST_RATIO = 100  # of the bytes of a member of an .npz, unpacked to packed
 LARGEST_STORED = 2**31  # elements of a tensor in a file
 LIMITS = replace(Limits(), max_elements=10_000_000)  # of a tensor that is made here, and of an output larger than its logits
 LARGE = 20_000_000  # logits from which on it pays to start a process for each core
@@ -57,8 +51,6 @@ STYLES = {"accurate": "green", "unbounded": "cyan", "inaccurate": "yellow", "uns
 FAILING = ["unstable", "inaccurate", "unbounded"]
 """Statuses that may end a command with 1, the worst first."""
 _SPELLED = {"nan": "NaN", "inf": "Infinity", "infinity": "Infinity"}
-_EIGHT_BITS = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # which the library's own reader does not know
-_DTYPES = ("F16", "BF16", "F32", "F64", *_EIGHT_BITS, "I32", "I64")
 
 
 class Refused(click.ClickException):
@@ -667,8 +659,8 @@ def _tensor(name: str, given: str, key: str | None, read: Callable[[object], ten
     """A tensor from the text of its option, or from the file it names. `read` takes what JSON would hold."""
     suffix = Path(given).suffix.lower()
     try:
-        if suffix in _FILES:
-            return _stored(_FILES[suffix](_file(given), key, name), name)
+        if suffix in files.SUFFIXES:
+            return _stored(_chosen(files.mapped(_file(given)), suffix, key, name), name)
         if key is not None:
             raise ValueError("a key chooses a tensor of an .npz or .safetensors file")
         return read(_document(_file(given)) if suffix == ".json" else _typed(given))
@@ -733,65 +725,21 @@ def _file(given: str) -> Path:
     return path
 
 
-def _read(path: Path) -> bytes:
-    """All bytes of a file of bounded size."""
-    return _bounded(path).read_bytes()
-
-
-def _bounded(path: Path) -> Path:
-    if (size := path.stat().st_size) > LARGEST_FILE:
-        raise ValueError(f"{size} bytes; a file has at most {LARGEST_FILE}")
-    return path
-
-
 def _document(path: Path) -> object:
+    if (size := path.stat().st_size) > files.LARGEST_READ:
+        raise ValueError(f"{size} bytes; a file has at most {files.LARGEST_READ}")
     try:
-        return tensors.document(_read(path))
+        return tensors.document(path.read_bytes())
     except tensors.Malformed as error:
         raise ValueError(f"the file {error}") from None
 
 
-def _npy(path: Path, key: str | None, _name: str) -> tensors.Array:
-    """The array in a file, which is mapped, not read: what is never touched costs nothing."""
-    if key is not None:
+def _chosen(raw: memoryview, suffix: str, key: str | None, name: str) -> tensors.Array:
+    """One tensor of a file."""
+    if suffix == ".npy" and key is not None:
         raise ValueError("an .npy file holds one tensor and takes no key")
-    try:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:  # an empty file, or one on a file system that maps none
-        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-            raise MemoryError(f"{path} has {path.stat().st_size} bytes to map") from None
-        return _from_npy(raw := _read(path), BytesIO(raw))
-    return _from_npy(mapped, mapped)
-
-
-def _npz(path: Path, key: str | None, name: str) -> tensors.Array:
-    with zipfile.ZipFile(_bounded(path)) as archive:
-        tensors_in = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-        members = {info.filename.removesuffix(".npy"): info for info in tensors_in}
-        if len(members) < len(tensors_in):
-            raise ValueError("two members of the same name; save each tensor under a name of its own")
-        member = members[_choose(list(members), key, name)]
-        if member.file_size > LARGEST_FILE:
-            raise ValueError(f"{member.filename} unpacks to {member.file_size} bytes; at most {LARGEST_FILE} are read")
-        if member.file_size > LARGEST_RATIO * member.compress_size:
-            packed = f"{member.filename} unpacks to more than {LARGEST_RATIO} times its {member.compress_size} bytes"
-            raise ValueError(f"{packed}; save it with numpy.savez, uncompressed")
-        with archive.open(member) as stream:
-            raw = stream.read(member.file_size + 1)
-        return _from_npy(raw, BytesIO(raw))
-
-
-def _safetensors(path: Path, key: str | None, name: str) -> tensors.Array:
-    with safetensors.safe_open(_bounded(path), "numpy") as archive:
-        chosen = _choose(list(archive.keys()), key, name)
-        dtype = archive.get_slice(chosen).get_dtype()
-        if dtype not in _DTYPES:
-            raise ValueError(f"{chosen} is {dtype}; known: {', '.join(_DTYPES)}")
-        if dtype not in _EIGHT_BITS:
-            return np.asarray(archive.get_tensor(chosen))
-    found = dict(safetensors.deserialize(_read(path)))[chosen]  # type: ignore[no-untyped-call]  # it carries no types
-    return np.frombuffer(found["data"], engine.FORMATS[_EIGHT_BITS[dtype]].dtype).reshape(found["shape"])
+    (found,) = files.tensors(raw, suffix, lambda names: [_choose(names, key, name)]).values()
+    return found
 
 
 def _choose(names: Sequence[str], key: str | None, default: str) -> str:
@@ -801,30 +749,6 @@ def _choose(names: Sequence[str], key: str | None, default: str) -> str:
         option = "--key" if default == "logits" else f"{_option(default)}-key"
         raise ValueError(f"no tensor {quoted(wanted)}; there are {', '.join(names[:20]) or 'none'}; choose one with {option}")
     return wanted
-
-
-def _from_npy(raw: bytes | mmap.mmap, stream: BytesIO | mmap.mmap) -> tensors.Array:
-    """The array in an .npy file's bytes, by its header alone: nothing is unpickled, nothing allocated on the header's word.
-
-    stream: the same bytes from their beginning. Nothing is copied unless the bytes are in another order or out of line.
-    """
-    if not raw[:6] == np.lib.format.MAGIC_PREFIX:
-        raise ValueError("it does not begin as an .npy file does; numpy.save writes one")
-    version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f".npy version {version[0]}.{version[1]}; known: 1.0, 2.0")
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = header(stream)
-    if dtype.kind not in "fiub" or dtype.itemsize > 8:
-        raise ValueError(
-            f"dtype {str(dtype)[:64]}; known: float16, float32, float64, and integers for targets (bfloat16, 8 bits: .safetensors)"
-        )
-    if any(extent < 1 for extent in shape):
-        raise ValueError(f"shape {list(shape)[:8]}; every extent is at least 1")
-    if math.prod(shape) * dtype.itemsize != len(raw) - stream.tell():
-        raise ValueError(f"the file has {len(raw) - stream.tell()} bytes of data, which is not shape {list(shape)[:8]} of {dtype}")
-    flat = np.require(np.frombuffer(raw, dtype=dtype, offset=stream.tell()), dtype.newbyteorder("="), "A")
-    return flat.reshape(shape, order="F" if fortran else "C")
 
 
 def _stored(array: tensors.Array, name: str) -> tensors.Array:
@@ -840,8 +764,7 @@ def _stored(array: tensors.Array, name: str) -> tensors.Array:
     return array.astype(np.int64)
 
 
-_FILES: dict[str, Callable[[Path, str | None, str], tensors.Array]] = {".npy": _npy, ".npz": _npz, ".safetensors": _safetensors}
-_KNOWN = ", ".join([*_FILES, ".json"])
+_KNOWN = ", ".join([*files.SUFFIXES, ".json"])
 
 
 # ---- what is shown ---------------------------------------------------------------------------------------------------

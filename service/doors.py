@@ -1,38 +1,37 @@
-"""The doors for files: multipart/form-data and the binary extension of the Open Inference Protocol, both spooled to disk, mapped
-and opened in the computing process. Each ends in the JSON of the request and named arrays of formats' own dtypes.
+"""The doors for files: multipart/form-data, and the binary extension of the Open Inference Protocol. The body lies on disk, mapped.
 
-Nothing is copied: an array looks into the mapped body, unless its bytes are out of line. Nothing is allocated on a header's word.
+Each ends in the JSON of the request with arrays in the places of its tensors. They look into the mapped body: nothing is copied
+but what is packed, and nothing is allocated on a header's word. Whatever is wrong is a Problem.
 """
 
 from __future__ import annotations
 
-import json
-import mmap
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from email.message import Message
-from email.parser import BytesHeaderParser
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any
 
 from service import files
-from service.errors import Finding, Problem, quoted, shown
+from service.errors import Finding, Problem, place, quoted, shown
 from service.settings import Limits
 from service.tensors import Array, Malformed, document
 
-_LEAST = '{"op": "softmax"}'
 PARTS = 64
 """Parts of a multipart body at most."""
 LONGEST_HEAD = 8192
 """Bytes of the headers of one part at most."""
-_NAME = re.compile(r"logits|output|targets|grad_output|reference|mask|weights|outputs\.(0|[1-9][0-9]?)")
-_NAMES = "logits, output, targets, grad_output, reference, mask, weights, outputs.0, outputs.1, ..."
+_FIELDS = ("logits", "output", "targets", "grad_output", "reference")
+_PARAMS = ("mask", "weights")
+_KNOWN = f"{', '.join((*_FIELDS, *_PARAMS))}, outputs.0, outputs.1, ..."
+_NAME = re.compile("|".join((*_FIELDS, *_PARAMS, r"outputs\.(?:0|[1-9][0-9]?)")))
+_PIECE = 2**20  # bytes searched at a time
+_BINARY_KEYS = {"name", "dtype", "datatype", "shape", "parameters"}
 
 
 @dataclass(frozen=True)
 class Door:
-    """How a spooled body is to be read. kind: "multipart" or "binary"; path: of the file; boundary, or bytes of the JSON header."""
+    """How a body on disk is to be read. kind: "multipart" or "binary"; boundary of the first; bytes of the JSON of the second."""
 
     kind: str
     path: str
@@ -40,100 +39,23 @@ class Door:
     header: int = 0
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A request: its JSON text, and the tensors that came beside it."""
-
-    text: bytes
-    arrays: Mapping[str, Array] = field(default_factory=dict)
-
-
-def opened(door: Door, limits: Limits) -> Opened:
-    """The request behind a door. Raises Problem: malformed, invalid or too-large."""
-    with Path(door.path).open("rb") as file:
-        try:
-            body = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except ValueError:  # an empty file
-            body = memoryview(b"")
+def opened(door: Door, limits: Limits) -> dict[str, Any]:
+    """The request behind a door. Raises Problem (malformed, invalid or too-large), MemoryError where it cannot be mapped."""
+    body = files.mapped(Path(door.path))
     return _multipart(body, door.boundary.encode(), limits) if door.kind == "multipart" else _binary(body, door.header, limits)
 
 
-# ---- multipart/form-data (RFC 7578) --------------------------------------------------------------------------------------
-
-
-def _multipart(body: memoryview, boundary: bytes, limits: Limits) -> Opened:
-    text: bytes | None = None
-    arrays: dict[str, Array] = {}
-    for message, content in _parts(body, boundary):
-        name = str(message.get_param("name", "", "content-disposition"))
-        if name == "request":
-            if text is not None:
-                raise _refused("request", "two parts are named request; send one")
-            if len(content) > limits.max_body_bytes:
-                raise Problem("too-large", f"the part request is larger than max_body_bytes = {limits.max_body_bytes}")
-            text = bytes(content)
-            continue
-        for key, array in _tensors(name, str(message.get_filename() or ""), content, limits).items():
-            if key in arrays:
-                raise _refused(key, f"the tensor {key} is there twice; send it once")
-            arrays[key] = array
-    if text is None:
-        raise _refused(
-            "request", f"the part request is missing: it is the JSON of the request without its tensors, such as {_LEAST}"
-        )
-    return Opened(text, arrays)
-
-
-def _parts(body: memoryview, boundary: bytes) -> list[tuple[Message, memoryview]]:
-    """Headers and contents, by the boundary alone."""
-    whole = body.obj if isinstance(body.obj, mmap.mmap) else bytes(body)
-    line = b"--" + boundary
-    if not whole[: len(line)] == line:
-        raise Problem("malformed", f"the body does not begin with its boundary {quoted(boundary.decode('latin-1'))}")
-    found: list[tuple[Message, memoryview]] = []
-    at = len(line)
-    while whole[at : at + 2] != b"--":
-        if whole[at : at + 2] != b"\r\n" or len(found) == PARTS:
-            many = f"has more than {PARTS} parts" if len(found) == PARTS else "has a boundary without a line of its own"
-            raise Problem("malformed", f"the multipart body {many}")
-        head = whole.find(b"\r\n\r\n", at, at + LONGEST_HEAD)
-        stop = whole.find(b"\r\n" + line, at)
-        if head < 0 or stop < 0 or stop < head:
-            what = "is cut short: there is no boundary after the last part" if stop < 0 else "has a part whose headers do not end"
-            raise Problem("malformed", f"the multipart body {what}")
-        found.append((BytesHeaderParser().parsebytes(bytes(whole[at + 2 : head])), body[head + 4 : stop]))
-        at = stop + 2 + len(line)
-    return found
-
-
-def _tensors(name: str, filename: str, content: memoryview, limits: Limits) -> dict[str, Array]:
-    """The tensors of one part: all of a file named tensors, else the one of that name."""
-    whole = name == "tensors"
-    if not whole and not _NAME.fullmatch(name):
-        raise _refused("", f"a part named {quoted(name)} is not known; there are request, tensors, and {_NAMES}")
+def _told(text: memoryview, what: str, limits: Limits) -> dict[str, Any]:
+    """The JSON of the request."""
+    if len(text) > limits.max_body_bytes:
+        raise Problem("too-large", f"{what} is larger than max_body_bytes = {limits.max_body_bytes}; send its tensors as files")
     try:
-        found = files.tensors(content, Path(filename).suffix.lower())
-    except ValueError as error:
-        raise _refused(name, f"the file {quoted(filename)}: {error}") from None
-    if not whole:
-        if len(found) > 1 and name not in found:
-            raise _refused(name, f"the file has {len(found)} tensors and none is named {name}; name the part tensors")
-        found = {name: found.get(name, next(iter(found.values())))}
-    for key, array in found.items():
-        if not _NAME.fullmatch(key):
-            raise _refused("", f"a tensor named {quoted(key)} is not known; there are {_NAMES}")
-        _fits(key, array, limits)
-    return found
-
-
-def _fits(name: str, array: Array, limits: Limits) -> None:
-    if array.size > limits.max_file_elements:
-        detail = (
-            f"{name} has {array.size} elements, above the limit max_file_elements = {limits.max_file_elements}; send fewer rows"
-        )
-        raise Problem("too-large", detail, (Finding(_pointer(name), detail),))
-    if array.ndim > limits.max_rank:
-        raise _refused(name, f"{name} has rank {array.ndim}; the rank is at most {limits.max_rank}: merge axes")
+        told = document(bytes(text))
+    except Malformed as error:
+        raise Problem("malformed", f"{what} {error}") from None
+    if not isinstance(told, dict):
+        raise _refused("", f"{what} is a JSON object, not {shown(told)}")
+    return told
 
 
 def _refused(name: str, detail: str) -> Problem:
@@ -141,64 +63,212 @@ def _refused(name: str, detail: str) -> Problem:
 
 
 def _pointer(name: str) -> str:
-    named = f"params/{name}" if name in ("mask", "weights") else name.replace(".", "/")
-    return f"/{named}" if named and _NAME.fullmatch(name) else ""
+    """Where in the request a tensor of that name belongs."""
+    if not _NAME.fullmatch(name):
+        return ""
+    return place(["params", name] if name in _PARAMS else name.split("."))
 
 
-# ---- application/octet-stream ------------------------------------------------------------------------------------------
+def _fitting(name: str, array: Array, limits: Limits) -> Array:
+    """The array, if it is not too large; of its dtype and rank tensors.py sees to."""
+    if array.size > limits.max_file_elements:
+        rule = f"above the limit max_file_elements = {limits.max_file_elements}; send fewer rows"
+        detail = f"{name} has {array.size} elements, {rule}"
+        raise Problem("too-large", detail, (Finding(_pointer(name), detail),))
+    return array
 
 
-def _binary(body: memoryview, length: int, limits: Limits) -> Opened:
+# ---- multipart/form-data (RFC 7578) ------------------------------------------------------------------------------------
+
+
+def _multipart(body: memoryview, boundary: bytes, limits: Limits) -> dict[str, Any]:
+    text: memoryview | None = None
+    arrays: dict[str, Array] = {}
+    for name, filename, content in _parts(body, boundary):
+        if name == "request":
+            if text is not None:
+                raise _refused("", "two parts are named request; send one")
+            text = content
+            continue
+        for key, array in _tensors(name, filename, content, limits).items():
+            if key in arrays:
+                raise _refused(key, f"the tensor {key} is there twice; send it once")
+            arrays[key] = array
+    if text is None:
+        rule = 'it is the JSON of the request without its tensors, such as {"op": "softmax"}'
+        raise _refused("", f"the part request is missing: {rule}")
+    told = _told(text, "the part request", limits)
+    _put_in_place(told, arrays)
+    return told
+
+
+def _parts(body: memoryview, boundary: bytes) -> Iterator[tuple[str, str, memoryview]]:
+    """Name, file name and content of each part, found by the boundary alone. The first line of the body is the boundary."""
+    line = b"--" + boundary
+    at, count = len(line), 0
+    if bytes(body[:at]) != line:
+        raise _malformed(f"does not begin with {quoted(line.decode())}, the boundary that Content-Type names")
+    while (end := bytes(body[at : at + 2])) != b"--":
+        if end != b"\r\n":
+            raise _malformed("is cut short, or has a boundary that is not followed by the end of the line")
+        if count == PARTS:
+            raise _malformed(f"has more than {PARTS} parts; send tensors together, as one .safetensors file")
+        head = _find(body[: at + LONGEST_HEAD], b"\r\n\r\n", at)
+        if head < 0:
+            raise _malformed(f"has a part whose headers do not end within {LONGEST_HEAD} bytes")
+        stop = _find(body, b"\r\n" + line, head + 2)
+        if stop < 0:
+            raise _malformed("is cut short: there is no boundary after the last part")
+        yield *_named(bytes(body[at + 2 : head])), body[head + 4 : stop]
+        at, count = stop + 2 + len(line), count + 1
+    if bytes(body[at + 2 :][:3]) not in (b"", b"\r\n"):
+        raise _malformed("goes on after its last boundary")
+
+
+def _find(body: memoryview, wanted: bytes, start: int) -> int:
+    """Where the bytes are first, or -1; piece by piece, as a view cannot be searched and the body is not copied."""
+    for at in range(start, len(body), _PIECE):
+        if (found := bytes(body[at : at + _PIECE + len(wanted) - 1]).find(wanted)) >= 0:
+            return at + found
+    return -1
+
+
+def _malformed(what: str) -> Problem:
+    return Problem("malformed", f"the multipart body {what}")
+
+
+_TEXT = r'"(?:[^"\\\r\n]|\\.)*"|[^\s;"\\]+'
+_DISPOSITION = re.compile(rf"form-data((?:[ \t]*;[ \t]*[a-z*]+=(?:{_TEXT}))*)[ \t]*", re.IGNORECASE)
+_PARAMETER = re.compile(rf";[ \t]*([a-z*]+)=({_TEXT})", re.IGNORECASE)
+
+
+def _named(head: bytes) -> tuple[str, str]:
+    """The name of a part and that of its file, if it has one, by its headers (RFC 7578, section 4.2; 4.7 forbids encodings)."""
+    found: dict[str, str] = {}
+    for line in head.decode("utf-8", "replace").split("\r\n") if head else ():
+        field, colon, value = line.partition(":")
+        if not (colon and re.fullmatch(r"[!-9;-~]+", field)) or field.lower() in found:
+            raise _malformed(f"has a part with the header {quoted(line)}; each is a name, a colon and a value, and is there once")
+        found[field.lower()] = value.strip()
+    if found.get("content-transfer-encoding", "binary").lower() not in ("binary", "8bit", "7bit"):
+        raise _malformed("has a part with a Content-Transfer-Encoding; send its bytes as they are")
+    disposition = _DISPOSITION.fullmatch(found.get("content-disposition", ""))
+    pairs = _PARAMETER.findall(disposition[1]) if disposition else []
+    named = {key.lower(): re.sub(r"\\(.)", r"\1", text[1:-1]) if text[0] == '"' else text for key, text in pairs}
+    if "name" not in named or len(named) < len(pairs):
+        raise _malformed('has a part without a name; its header is Content-Disposition: form-data; name="logits"')
+    return named["name"], named.get("filename", "")
+
+
+def _tensors(name: str, filename: str, content: memoryview, limits: Limits) -> dict[str, Array]:
+    """The tensors of one part: those of a file named tensors, else the one of that name."""
+    whole = name == "tensors"
+    if not whole and not _NAME.fullmatch(name):
+        raise _refused("", f"a part named {quoted(name)} is not known; there are request, tensors, and {_KNOWN}")
+    suffix = PurePath(filename).suffix.lower()
+    suffix = suffix if suffix in files.SUFFIXES else files.kind(content)
+    if whole and suffix == ".npy":
+        raise _refused("", f"an .npy file holds one tensor and does not say which; name its part {_KNOWN}")
+    try:
+        found = files.tensors(content, suffix, _all_known if whole else _only(name))
+    except ValueError as error:
+        called = f"the file {quoted(filename)}" if filename else f"the part {name}"
+        raise _refused(name, f"{called}: {files.first_line(error)}") from None
+    return {key if whole else name: _fitting(key if whole else name, array, limits) for key, array in found.items()}
+
+
+def _all_known(names: Sequence[str]) -> Sequence[str]:
+    """All tensors of a file, each of which must be one of a request."""
+    if unknown := [name for name in names if not _NAME.fullmatch(name)]:
+        raise ValueError(f"a tensor named {quoted(unknown[0])} is not known; there are {_KNOWN}")
+    if not names:
+        raise ValueError("there is no tensor in it")
+    return names
+
+
+def _only(name: str) -> files.Chooser:
+    """The tensor of a file that holds one, or has one of that name."""
+
+    def choose(names: Sequence[str]) -> Sequence[str]:
+        if len(names) != 1 and name not in names:
+            raise ValueError(f"there are {len(names)} tensors in it, and none is named {name}; send one")
+        return [name] if name in names else names
+
+    return choose
+
+
+def _put_in_place(told: dict[str, Any], arrays: dict[str, Array]) -> None:
+    """Write the arrays into the request."""
+    runs = sorted((int(name.removeprefix("outputs.")), array) for name, array in arrays.items() if name.startswith("outputs."))
+    if [number for number, _ in runs] != list(range(len(runs))):
+        raise Problem("invalid", _GAP, (Finding("/outputs", _GAP),))
+    given: dict[str, Any] = {name: array for name, array in arrays.items() if not name.startswith("outputs.")}
+    for name, value in (given | ({"outputs": [array for _, array in runs]} if runs else {})).items():
+        holder: Any = told
+        if name in _PARAMS:
+            holder = told["params"] = {} if told.get("params") is None else told["params"]
+        if not isinstance(holder, dict):
+            continue  # what it is instead is said where the request is validated
+        if holder.get(name) not in ((None, []) if name == "outputs" else (None,)):
+            detail = f"{name} is in the JSON and in a file; give it once"
+            raise Problem("invalid", detail, (Finding(_pointer(name) or f"/{name}", detail),))
+        holder[name] = value
+
+
+_GAP = "repeated runs are named outputs.0, outputs.1 and so on, without a gap"
+
+
+# ---- application/octet-stream (Open Inference Protocol, binary tensor data extension) -----------------------------------
+
+
+def _binary(body: memoryview, length: int, limits: Limits) -> dict[str, Any]:
     """JSON of that length, then the bytes of the tensors in the order in which it names them."""
     if length > len(body):
-        raise Problem("malformed", f"Inference-Header-Content-Length is {length}, and the body has {len(body)} bytes")
-    if length > limits.max_body_bytes:
-        raise Problem("too-large", f"the JSON header is larger than max_body_bytes = {limits.max_body_bytes}")
-    text = bytes(body[:length])
-    try:
-        told = document(text)
-    except Malformed as error:
-        raise Problem("malformed", f"the JSON header {error}") from None
-    if not isinstance(told, dict):
-        raise _refused("", f"the JSON header is an object, not {shown(told)}")
-    rest, arrays = body[length:], {}
-    named: list[tuple[str, Any, Any]] = [(name, told, name) for name in told]
-    named += [(f"outputs.{i}", told["outputs"], i) for i, _ in enumerate(_listed(told))]
-    for name, holder, key in named:
-        value = holder[key]
+        detail = f"Inference-Header-Content-Length is {length}, and the body has {len(body)} bytes"
+        raise Problem("malformed", detail, (Finding("Inference-Header-Content-Length", detail),))
+    told, rest = _told(body[:length], "the JSON header", limits), body[length:]
+    for name, value, put in _places(told):
         if isinstance(value, dict) and "parameters" in value:
+            if not _NAME.fullmatch(name):
+                raise _refused("", f"{quoted(name)} is no tensor of a request; there are {_KNOWN}")
             array, rest = _taken(name, value, rest)
-            _fits(name, array, limits)
-            arrays[name] = array
-            holder[key] = None
+            put(_fitting(name, array, limits))
     if len(rest):
-        raise _refused(
-            "", f"{len(rest)} bytes are left after the tensors that the JSON header names; binary_data_size tells of each"
-        )
-    if isinstance(told.get("outputs"), list):
-        told["outputs"] = [value for value in told["outputs"] if value is not None]
-    return Opened(json.dumps({name: value for name, value in told.items() if value is not None}).encode(), arrays)
+        rule = "binary_data_size tells how many each tensor has"
+        raise _refused("", f"{len(rest)} bytes are left after the tensors that the JSON header names; {rule}")
+    return told
 
 
-def _listed(told: dict[str, Any]) -> list[Any]:
-    outputs = told.get("outputs")
-    return outputs if isinstance(outputs, list) else []
+def _places(told: dict[str, Any]) -> Iterator[tuple[str, Any, Callable[[Array], None]]]:
+    """Name, value and setter of each place for a tensor, in the order of the JSON."""
+    for key, value in list(told.items()):
+        if key == "outputs" and isinstance(value, list):
+            yield from ((f"outputs.{i}", item, _setter(value, i)) for i, item in enumerate(value))
+        elif key == "params" and isinstance(value, dict):
+            yield from ((inner, item, _setter(value, inner)) for inner, item in list(value.items()) if inner in _PARAMS)
+        else:
+            yield key, value, _setter(told, key)
+
+
+def _setter(holder: Any, key: object) -> Callable[[Array], None]:
+    def put(array: Array) -> None:
+        holder[key] = array
+
+    return put
 
 
 def _taken(name: str, value: dict[str, Any], rest: memoryview) -> tuple[Array, memoryview]:
     """A tensor of the first bytes of the rest, and what is left."""
-    if not _NAME.fullmatch(name):
-        raise _refused("", f"{quoted(name)} is no tensor of a request; there are {_NAMES}")
-    parameters, shape = value["parameters"], value.get("shape")
+    if unknown := value.keys() - _BINARY_KEYS:
+        rule = "is no field of a binary tensor; known here: dtype, shape, parameters"
+        raise _refused(name, f"{name}: {quoted(min(unknown))} {rule}")
+    parameters = value["parameters"]
     size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
     if type(size) is not int or not 0 < size <= len(rest):
-        raise _refused(
-            name, f"binary_data_size of {name} is {shown(size)}; it is the number of its bytes, and {len(rest)} are left"
-        )
-    if not isinstance(shape, list) or len(shape) > 8 or any(type(extent) is not int or extent < 1 for extent in shape):
-        raise _refused(name, f"shape of {name} is {shown(shape)}; it is a list of integers, each at least 1")
+        rule = f"it is the number of its bytes, and {len(rest)} are left"
+        raise _refused(name, f"binary_data_size of {name} is {shown(size)}; {rule}")
     try:
-        dtype = files.dtype(str(value.get("dtype", value.get("datatype"))))
-        return files.viewed(rest[:size], dtype, tuple(shape)), rest[size:]
+        stored = files.dtype(str(value.get("dtype", value.get("datatype"))))
+        return files.viewed(rest[:size], stored, files.extents(value.get("shape"))), rest[size:]
     except ValueError as error:
-        raise _refused(name, f"{name}: {error}") from None
+        raise _refused(name, f"{name}: {files.first_line(error)}") from None

@@ -325,7 +325,7 @@ async def _arriving(request: Request) -> AsyncIterator[bytes]:
 
 def _too_large(name: str, most: int, headers: dict[str, str] | None = None) -> Problem:
     doors = "multipart/form-data takes files of up to 1 GiB; " if name != "max_multipart_bytes" else ""
-    reads = "`softgauge evaluate` and `verify` read .npy files of up to 2^31 elements, and other files of up to 256 MiB"
+    reads = "`softgauge evaluate` and `verify` read files of up to 2^31 elements, packed ones and JSON of up to 256 MiB"
     way = f"{doors}without a server, {reads}"
     return Problem("too-large", f"the body is larger than {name} = {most}; {way}", headers=headers)
 

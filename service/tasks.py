@@ -14,13 +14,12 @@ from pydantic import BaseModel, ValidationError
 
 import engine
 from service import schemas, tensors
-from service.doors import Opened
 from service.errors import Finding, Problem, engine_errors, misfit, place, shown
 from service.settings import Limits
 
 Announce = Callable[[float], None]
-Given = bytes | Opened
-"""A JSON text, or one with tensors beside it."""
+Given = bytes | dict[str, Any]
+"""A JSON text, or what one says with arrays in the places of tensors (see doors.py)."""
 Task = Callable[[Given, Limits, Announce], bytes]
 Reader = Callable[..., tensors.Array]
 Request = TypeVar("Request", bound=BaseModel)
@@ -180,11 +179,9 @@ def warm() -> None:
 
 def parse(model: type[Request], body: Given, limits: Limits) -> Request:
     """The validated request. Raises Problem: malformed for what is no JSON, invalid for what does not fit the model."""
-    document = _json(body.text if isinstance(body, Opened) else body)
+    document = _json(body) if isinstance(body, bytes) else body
     if not isinstance(document, dict):
         raise _invalid(limits, Finding("", f"the body is a JSON object, not {shown(document)}"))
-    if isinstance(body, Opened):
-        _beside(document, body.arrays, model, limits)
     known = {row.alias or name for name, row in model.model_fields.items()}
     # Looked for by hand: pydantic would write one error for each of a hundred thousand unknown fields.
     if unknown := [key for key in document if key not in known]:
@@ -194,26 +191,6 @@ def parse(model: type[Request], body: Given, limits: Limits) -> Request:
         return model.model_validate(document)
     except ValidationError as error:
         raise _invalid(limits, *_findings(error)) from None
-
-
-def _beside(document: dict[str, Any], arrays: Mapping[str, tensors.Array], model: type[BaseModel], limits: Limits) -> None:
-    """Put the tensors that came beside the JSON in their places in it."""
-    runs = sorted((int(name.removeprefix("outputs.")), name) for name in arrays if name.startswith("outputs."))
-    if [number for number, _ in runs] != list(range(len(runs))):
-        raise _invalid(limits, Finding("/outputs", "repeated runs are numbered from outputs.0 on, without a gap"))
-    given: dict[str, Any] = {name: array for name, array in arrays.items() if not name.startswith("outputs.")}
-    given |= {"outputs": [arrays[name] for _, name in runs]} if runs else {}
-    for name, array in given.items():
-        holder = document
-        if name in ("mask", "weights"):
-            holder = document.setdefault("params", {})
-            if not isinstance(holder, dict):
-                raise _invalid(limits, Finding("/params", f"{shown(holder)} is no object of params"))
-        elif name not in model.model_fields:
-            raise _invalid(limits, Finding(f"/{name}", f"{name} is no tensor of this route"))
-        if holder.get(name) is not None:
-            raise _invalid(limits, Finding(f"/{name}", f"{name} is in the JSON and in a file; give it once"))
-        holder[name] = array
 
 
 def _json(body: bytes) -> object:

@@ -96,30 +96,36 @@ class _Cells:
 def read(value: object, pointer: str, bounds: Bounds) -> Array:
     """A tensor of numbers: float64 from a bare list, else the dtype it declares. Raises BadTensor."""
     if isinstance(value, np.ndarray):
-        return _of_file(value, pointer, "V")
+        return _of_file(value, pointer, bounds)
     if isinstance(value, dict):
         return _declared(value, pointer, bounds, integers=False)
     return _floats(_flatten(value, pointer, bounds), bounds)
 
 
-def _of_file(array: Array, pointer: str, besides: str) -> Array:
-    """An array from a file, of a format; besides: other kinds of dtype that will do."""
-    if array.dtype.kind not in "iub" or array.dtype.kind in besides:
+def _of_file(array: Array, pointer: str, bounds: Bounds, integers: str = "", least_rank: int = 1) -> Array:
+    """An array that came in a file, of a format. integers: kinds of dtype that do beside, and become int64."""
+    if not least_rank <= array.ndim <= bounds.max_rank:
+        rule = f"the rank is {least_rank} to {bounds.max_rank}: merge or add axes"
+        raise BadTensor((pointer, f"a tensor of rank {array.ndim}; {rule}"))
+    if array.dtype.kind not in "iub":
         return array
-    raise BadTensor((pointer, f"dtype {array.dtype} is no format; give {', '.join(engine.FORMATS)}"))
+    if array.dtype.kind not in integers or array.dtype == np.uint64:
+        known = f"{', '.join(engine.FORMATS)}{', and integers up to int64' * bool(integers)}"
+        raise BadTensor((pointer, f"{array.dtype} is no dtype here; known: {known}"))
+    return array.astype(np.int64, copy=False)
 
 
 def read_declared(value: dict[str, Any] | Array, pointer: str, bounds: Bounds) -> Array:
     """A tensor object of numbers, of any rank. Raises BadTensor."""
     if isinstance(value, np.ndarray):
-        return _of_file(value, pointer, "V")
+        return _of_file(value, pointer, bounds, least_rank=0)
     return _declared(value, pointer, bounds, integers=False, least_rank=0)
 
 
 def read_targets(value: object, pointer: str, bounds: Bounds, logits_shape: tuple[int, ...]) -> Array:
     """Targets for logits of that shape: int64 class indices (the shape without the last axis) or weights. Raises BadTensor."""
     if isinstance(value, np.ndarray):
-        return _of_file(value, pointer, "iu")
+        return _of_file(value, pointer, bounds, "iu", least_rank=0)
     if isinstance(value, dict):
         return _declared(value, pointer, bounds, integers=True)
     if not isinstance(value, list):
@@ -134,7 +140,8 @@ def read_booleans(value: object, pointer: str, bounds: Bounds) -> Array:
     """Nested lists of true and false, or an array of them. Raises BadTensor."""
     if isinstance(value, np.ndarray):
         if value.dtype != bool:
-            raise BadTensor((pointer, f"dtype {value.dtype} is no boolean: a mask is true where a logit is kept"))
+            rule = "is no dtype of a mask; that is bool, true where a logit is kept"
+            raise BadTensor((pointer, f"{value.dtype} {rule}"))
         return value
     cells = _flatten(value, pointer, bounds)
 

@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 
 import engine
 import service.app
-from service import cli
+from service import cli, files
 from service.settings import Limits
 from service.split import SplitError
 
@@ -752,10 +752,10 @@ def test_an_npy_file(tmp_path, dtype, order):
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_an_npy_file_is_mapped_and_not_copied(tmp_path, monkeypatch, order):
-    monkeypatch.setattr(cli, "LARGEST_FILE", 100)
+    monkeypatch.setattr(files, "LARGEST_READ", 100)
     stored = np.asarray(np.random.default_rng(0).random((30, 20)), order=order)
     np.save(tmp_path / "x.npy", stored)
-    found = cli._npy(tmp_path / "x.npy", None, "logits")
+    found = cli._chosen(files.mapped(tmp_path / "x.npy"), ".npy", None, "logits")
     origin = found
     while isinstance(origin, np.ndarray):
         assert not origin.flags.owndata
@@ -772,7 +772,7 @@ def test_an_npy_file_that_cannot_be_mapped_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(mmap, "mmap", unmappable)
     np.save(tmp_path / "x.npy", X)
     assert answer("--logits", tmp_path / "x.npy")["logits_digest"] == engine.digest(X)
-    monkeypatch.setattr(cli, "LARGEST_FILE", 100)
+    monkeypatch.setattr(files, "LARGEST_READ", 100)
     refused("--logits", tmp_path / "x.npy", saying="160 bytes; a file has at most 100")
 
 
@@ -913,11 +913,14 @@ BROKEN = {
     "noise.npz": (b"PK" + b"\xff" * 64, "not a zip file"),
     "memberless.npz": (_npz("readme.txt", "x"), "there are none"),
     "stored.npz": (_npz("x.npy", _npy(), zipfile.ZIP_STORED).replace(b"NUMPY", b"NUMPX"), "CRC"),
-    "empty.safetensors": (b"", "header too small"),
-    "vast_header.safetensors": (b"\xff" * 40, "header too large"),
-    "no_json.safetensors": (struct.pack("<Q", 4) + b"oops", "header"),
-    "hole.safetensors": (_safetensors({"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, b"\0" * 8), ""),
-    "vast.safetensors": (_safetensors({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 8]}}, b"\0" * 8), ""),
+    "empty.safetensors": (b"", "0 bytes are too few for a .safetensors file"),
+    "vast_header.safetensors": (b"\xff" * 40, "the header that they begin with"),
+    "no_json.safetensors": (struct.pack("<Q", 4) + b"oops", "its header is no JSON"),
+    "hole.safetensors": (_safetensors({"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, b"\0" * 8), "bytes 0 to 4"),
+    "vast.safetensors": (
+        _safetensors({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 8]}}, b"\0" * 8),
+        "x: 8 bytes are not",
+    ),
     "fp8.safetensors": (_safetensors({"x": {"dtype": "F8_E8M0", "shape": [1], "data_offsets": [0, 1]}}, b"\0"), "x is F8_E8M0"),
     "empty.json": (b"", "not JSON"),
     "binary.json": (b"\xff\xfe", "not UTF-8: byte 0 does not fit"),
@@ -958,15 +961,17 @@ def test_cut_and_flipped_files_never_end_in_a_traceback(tmp_path):
             assert "Traceback" not in done.stderr
 
 
-def test_a_member_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "LARGEST_FILE", 10_000)
-    np.savez_compressed(tmp_path / "bomb.npz", logits=np.zeros(100_000))
-    refused("--logits", tmp_path / "bomb.npz", saying="logits.npy unpacks to 800128 bytes; at most 10000 are read")
+def test_what_is_read_and_not_mapped_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST_READ", 10_000)
+    np.savez_compressed(tmp_path / "bomb.npz", logits=np.zeros(100_000), other=np.random.default_rng(0).random(1300))
+    refused("--logits", tmp_path / "bomb.npz", saying="logits.npy unpacks to more than 100 times its")
+    refused("--logits", tmp_path / "bomb.npz", "--key", "other", saying="other.npy unpacks to 10528 bytes; at most 10000 are read")
     (tmp_path / "large.json").write_text(json.dumps([0.5] * 10_000))
-    np.savez(tmp_path / "large.npz", np.zeros(100_000))
-    save_file({"x": np.zeros(100_000)}, tmp_path / "large.safetensors")
-    for suffix in ("json", "npz", "safetensors"):
-        refused("--logits", tmp_path / f"large.{suffix}", saying="bytes; a file has at most 10000")
+    refused("--logits", tmp_path / "large.json", saying="50000 bytes; a file has at most 10000")
+    np.savez(tmp_path / "large.npz", X.repeat(1000, axis=1))
+    save_file({"x": X.repeat(1000, axis=1)}, tmp_path / "large.safetensors")
+    for suffix in ("npz", "safetensors"):
+        assert answer("--logits", tmp_path / f"large.{suffix}", "--variant", "shifted", "--format", "float16")["n"] == 2000
 
 
 def test_a_member_packed_too_tightly_is_refused_unread(tmp_path):
