@@ -139,7 +139,7 @@ def _weight(k: Arithmetic) -> float:
     integers = k.fmt.precision > 24 and k.axes.fma
     rounded = k.axes.exp != "numpy" or k.axes.fma
     others = (k.axes.output_format != k.fmt.name) + (k.axes.accumulator != k.fmt.name)
-    return 1 + 15 * emulated + 1600 * integers + 15 * rounded + 2 * others + 3 * (k.summation == "exact")
+    return 1 + 15 * emulated + 1600 * integers + 15 * rounded + 6 * others + 3 * (k.summation == "exact")
 
 
 def _weight_of_sum(k: Arithmetic) -> float:

@@ -559,11 +559,6 @@ def _mean(intervals: Sequence[Interval], exp: int) -> float | None:
     return fix(low, high, len(intervals), exp, MEAN_BITS, ULP_STEP)
 
 
-def _units(num: int, den: int, unit: int) -> tuple[int, int]:
-    """num / den in units of 2^unit, as a quotient of integers."""
-    return (num, den << unit) if unit >= 0 else (num << -unit, den)
-
-
 def _ends(e: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
     """Both ends of an enclosure; where a stand-in begins at an exact number, a point just beside that, on the side of T."""
     lo, hi, exp = hull(e)

@@ -122,7 +122,7 @@ def ran(
 ) -> Array:
     """The output of a built-in variant, exponentials correctly rounded, its tensors rounded to the format first."""
     k = Arithmetic(FORMATS[format], summation, axes=Axes(accumulator, "correct", fma=fma, output_format=output))
-    return around.run(variants.find(problem.op, variant), cast(problem, k.fmt), k).output
+    return around.run(variants.find(problem.op, variant), cast(problem, k.fmt), k)
 
 
 def cast(problem: Problem, fmt: Format) -> Problem:

@@ -360,3 +360,31 @@ def test_zeros_in_float16_are_not_excused_by_a_flush(sigma):
     x = logits(1, 128256, sigma=sigma, fmt="float16")  # truths around 2^-17, below the smallest normal number
     found = verify(Problem("softmax", x), np.zeros_like(x))
     assert found.verdict == "fail"
+
+
+def test_tolerances_that_are_the_truth_or_half_an_ulp_exactly_are_decided():
+    x = logits(2, 600, sigma=0.01)
+    x[:, ::7] = -INF  # truths of 0 beside them
+    truth = Truth(Problem("softmax", x), F32)
+    output = truth.rounded()
+    top = 2.0 ** np.floor(np.log2(widen(output).max()))
+    own = Tolerance((Declared("softmax/shifted", "float32", "float32", "float32", "parallel", 2.0, 2.0, 3),), ulps=0.5)
+    for judge in (Tolerance(relative=1.0), Tolerance(absolute=top * 2.0**-24), Tolerance(absolute=top * 2.0**-25)):
+        survey = Survey(output, Truth(truth.problem, F32), allowances=Allowances(truth, own, judge), gated=True)
+        assert survey.tolerated() == Measurement(output, truth, Allowances(truth, own, judge)).tolerated()
+
+
+def test_results_beyond_binary64_are_infinite_nearly():
+    x = np.array([[1.7e308, -1.7e308]])
+    assert nearly(Truth(Problem("log_softmax", x), FORMATS["float64"]), range(1)).tolist() == [[0.0, -INF]]
+
+
+def test_params_without_a_bound_leave_the_default_gate_inconclusive():
+    from engine import Params
+
+    x = logits(1, 8)
+    told = Problem("softmax", x, params=Params(scale=0.3))
+    output = verify(told, made("softmax", x), Gate("max_ulp", {"ulps": 1e15}), include=["elements"]).truth
+    found = verify(told, output)
+    assert (found.verdict, kinds(found)[0]) == ("inconclusive", "unbounded")
+    assert "no bound is known with these params" in said(found)
