@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 import engine
 from service import logs, pages, schemas
+from service.bodies import Spool
 from service.compute import Pool
 from service.errors import Finding, Problem, from_status, misfit
 from service.guard import Guard, Meters, Protocol, respond
@@ -62,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry=_NO_TELEMETRY,
     )
     app.state.receiving = 0  # bodies on their way
-    app.state.spooled = 0  # bytes of bodies on disk
+    app.state.spool = Spool(settings)
     app.state.settings, app.state.pool, app.state.meters, app.state.example = settings, pool, Meters(pool), pages.Example()
     for router in (evaluate.router, verify.router, truth.router, thresholds.router, catalogue.router, health.router, pages.router):
         app.include_router(router)
@@ -77,6 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    app.state.spool.clear()
     async with app.state.pool.running() as pool:
         example = asyncio.create_task(app.state.example.compute(pool))
         yield

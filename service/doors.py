@@ -21,10 +21,10 @@ PARTS = 64
 """Parts of a multipart body at most."""
 LONGEST_HEAD = 8192
 """Bytes of the headers of one part at most."""
-_FIELDS = ("logits", "output", "targets", "grad_output", "reference")
-_PARAMS = ("mask", "weights")
-_KNOWN = f"{', '.join((*_FIELDS, *_PARAMS))}, outputs.0, outputs.1, ..."
-_NAME = re.compile("|".join((*_FIELDS, *_PARAMS, r"outputs\.(?:0|[1-9][0-9]?)")))
+FIELDS = ("logits", "output", "targets", "grad_output", "reference")
+PARAMS = ("mask", "weights")
+_KNOWN = f"{', '.join((*FIELDS, *PARAMS))}, outputs.0, outputs.1, ..."
+_NAME = re.compile("|".join((*FIELDS, *PARAMS, r"outputs\.(?:0|[1-9][0-9]?)")))
 _PIECE = 2**20  # bytes searched at a time
 _BINARY_KEYS = {"name", "dtype", "datatype", "shape", "parameters"}
 
@@ -66,7 +66,7 @@ def _pointer(name: str) -> str:
     """Where in the request a tensor of that name belongs."""
     if not _NAME.fullmatch(name):
         return ""
-    return place(["params", name] if name in _PARAMS else name.split("."))
+    return place(["params", name] if name in PARAMS else name.split("."))
 
 
 def _fitting(name: str, array: Array, limits: Limits) -> Array:
@@ -138,8 +138,20 @@ def _malformed(what: str) -> Problem:
 
 
 _TEXT = r'"(?:[^"\\\r\n]|\\.)*"|[^\s;"\\]+'
-_DISPOSITION = re.compile(rf"form-data((?:[ \t]*;[ \t]*[a-z*]+=(?:{_TEXT}))*)[ \t]*", re.IGNORECASE)
-_PARAMETER = re.compile(rf";[ \t]*([a-z*]+)=({_TEXT})", re.IGNORECASE)
+_PARAMETER = re.compile(rf"[ \t]*;[ \t]*([a-z*-]+)=({_TEXT})[ \t]*", re.IGNORECASE)
+
+
+def parameters(header: str) -> tuple[str, dict[str, str]]:
+    """The value and the parameters of a header such as Content-Type, names in lower case; none where they are not well written."""
+    value, semicolon, rest = header.partition(";")
+    rest, found, at = semicolon + rest, {}, 0
+    while match := _PARAMETER.match(rest, at):
+        name, text = match[1].lower(), match[2]
+        if name in found:
+            break
+        found[name] = re.sub(r"\\(.)", r"\1", text[1:-1]) if text[0] == '"' else text
+        at = match.end()
+    return value.strip().lower(), found if at == len(rest) else {}
 
 
 def _named(head: bytes) -> tuple[str, str]:
@@ -152,10 +164,8 @@ def _named(head: bytes) -> tuple[str, str]:
         found[field.lower()] = value.strip()
     if found.get("content-transfer-encoding", "binary").lower() not in ("binary", "8bit", "7bit"):
         raise _malformed("has a part with a Content-Transfer-Encoding; send its bytes as they are")
-    disposition = _DISPOSITION.fullmatch(found.get("content-disposition", ""))
-    pairs = _PARAMETER.findall(disposition[1]) if disposition else []
-    named = {key.lower(): re.sub(r"\\(.)", r"\1", text[1:-1]) if text[0] == '"' else text for key, text in pairs}
-    if "name" not in named or len(named) < len(pairs):
+    kind, named = parameters(found.get("content-disposition", ""))
+    if kind != "form-data" or "name" not in named:
         raise _malformed('has a part without a name; its header is Content-Disposition: form-data; name="logits"')
     return named["name"], named.get("filename", "")
 
@@ -205,7 +215,7 @@ def _put_in_place(told: dict[str, Any], arrays: dict[str, Array]) -> None:
     given: dict[str, Any] = {name: array for name, array in arrays.items() if not name.startswith("outputs.")}
     for name, value in (given | ({"outputs": [array for _, array in runs]} if runs else {})).items():
         holder: Any = told
-        if name in _PARAMS:
+        if name in PARAMS:
             holder = told["params"] = {} if told.get("params") is None else told["params"]
         if not isinstance(holder, dict):
             continue  # what it is instead is said where the request is validated
@@ -245,7 +255,7 @@ def _places(told: dict[str, Any]) -> Iterator[tuple[str, Any, Callable[[Array], 
         if key == "outputs" and isinstance(value, list):
             yield from ((f"outputs.{i}", item, _setter(value, i)) for i, item in enumerate(value))
         elif key == "params" and isinstance(value, dict):
-            yield from ((inner, item, _setter(value, inner)) for inner, item in list(value.items()) if inner in _PARAMS)
+            yield from ((inner, item, _setter(value, inner)) for inner, item in list(value.items()) if inner in PARAMS)
         else:
             yield key, value, _setter(told, key)
 

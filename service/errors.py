@@ -33,6 +33,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "process-died": (500, "The computing process died"),
     "deadline": (503, "Deadline exceeded"),
     "not-ready": (503, "Not ready"),
+    "no-room": (503, "No room for the body"),
 }
 
 # The only place where engine errors meet HTTP. Children before their base. A Disagreement is missing: no request causes it.

@@ -1,22 +1,18 @@
 """The edge of the service: what every request meets before its handler, and what every answer carries.
 
 Pure ASGI: a request id, the Host and Origin checks, security headers, one log line and the metrics for all requests;
-and, for handlers that take a body, its type, size and time limits and the watch on a client that leaves.
+and, for handlers that compute, the watch on a client that leaves.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import re
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
-from email.message import Message as Header
-from typing import IO, Any, TypeVar
+from collections.abc import Awaitable, Iterable, Iterator
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import h11
@@ -29,13 +25,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from service.compute import Body, Pool
-from service.doors import Door
+from service.compute import Pool
 from service.errors import MEDIA_TYPE, Finding, Problem, quoted
-from service.settings import Limits, Settings
+from service.settings import Settings
 
 LOG = logging.getLogger("softgauge.access")
-_ERRORS = logging.getLogger("softgauge.error")
+ERRORS = logging.getLogger("softgauge.error")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _READS = ("GET", "HEAD", "OPTIONS")
@@ -46,7 +41,7 @@ _GONE = 499  # in logs and metrics only: the client left before the answer
 Result = TypeVar("Result")
 
 
-class _ClientGone(Exception):
+class ClientGone(Exception):
     """Nobody is there to be answered."""
 
 
@@ -105,10 +100,10 @@ class Guard:
             await self._app(scope, receive, answer)
         except Problem as problem:
             await respond(problem, scope)(scope, receive, answer)
-        except _ClientGone:
+        except ClientGone:
             pass  # without an answer there is no status, and the record says _GONE
         except Exception:  # noqa: BLE001 - the last place where a problem document can be made; it is logged
-            _ERRORS.exception("unexpected", extra={"request_id": request_id})
+            ERRORS.exception("unexpected", extra={"request_id": request_id})
             if not status:
                 internal = Problem("internal", "an unexpected error; the log has it under this request id")
                 await respond(internal, scope)(scope, receive, answer)
@@ -189,147 +184,6 @@ def _check_origin(method: str, headers: Headers) -> None:
         raise Problem("origin-not-allowed", detail, (Finding("Origin", detail),))
 
 
-@contextlib.asynccontextmanager
-async def body(request: Request, limits: Limits) -> AsyncIterator[Body]:
-    """The body of a request, unparsed: JSON as bytes; what may be large as a file that ends with the block, and with the service.
-
-    The file has no name: whatever ends this process, nothing of it is left. Raises Problem: unsupported-media-type, too-large,
-    too-many-requests or body-timeout.
-    """
-    kind = _media(request.headers)
-    if kind == "application/json":
-        yield await json_body(request, limits)
-        return
-    told = Header()
-    told["content-type"] = request.headers.get("content-type", "")
-    most = limits.max_multipart_bytes if kind == "multipart/form-data" else limits.max_binary_bytes
-    name = "max_multipart_bytes" if kind == "multipart/form-data" else "max_binary_bytes"
-    boundary, length = str(told.get_param("boundary", "")), request.headers.get("inference-header-content-length", "")
-    if kind == "multipart/form-data" and not re.fullmatch(r"[ -~]{1,70}", boundary):
-        raise _unsupported("multipart/form-data has a boundary of 1 to 70 characters in its content type")
-    if kind == "application/octet-stream" and not re.fullmatch(r"[0-9]{1,10}", length):
-        detail = "application/octet-stream needs the header Inference-Header-Content-Length, the bytes of JSON before the tensors"
-        raise Problem("malformed", detail, (Finding("Inference-Header-Content-Length", detail),))
-    with tempfile.TemporaryFile(prefix="softgauge-") as file:
-        state = request.app.state
-        try:
-            async with _receiving(request, limits, most, name):
-                await _spooled(request, limits, file, most, name)
-            path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
-            yield Door("multipart", path, boundary) if boundary else Door("binary", path, header=int(length))
-        finally:
-            state.spooled -= file.tell()
-
-
-async def _spooled(request: Request, limits: Limits, file: IO[bytes], most: int, name: str) -> None:
-    """Write the body to a file as it comes."""
-    state, size = request.app.state, 0
-    try:
-        async for part in _arriving(request):
-            size += len(part)
-            if size > most:
-                raise _too_large(name, most, headers={"Connection": "close"})
-            state.spooled += len(part)
-            file.write(part)
-            if state.spooled > limits.max_spooled_bytes:
-                detail = f"bodies on disk have reached max_spooled_bytes = {limits.max_spooled_bytes}; try again later"
-                raise Problem("too-many-requests", detail, headers={"Retry-After": "5", "Connection": "close"})
-        file.flush()
-    except OSError as error:
-        _ERRORS.error("a body could not be written: %s", error)
-        raise Problem(
-            "not-ready", "there is no room for the body on the disk of the service", headers={"Connection": "close"}
-        ) from None
-
-
-def _media(headers: Headers) -> str:
-    """The type of a body."""
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in ("multipart/form-data", "application/octet-stream"):
-        _check_media(headers)
-    _check_encoding(headers)
-    return kind
-
-
-async def json_body(request: Request, limits: Limits) -> bytes:
-    """The bytes of a JSON body, unparsed. Raises Problem: unsupported-media-type, too-large or body-timeout."""
-    _check_media(request.headers)
-    async with _receiving(request, limits, limits.max_body_bytes, "max_body_bytes"):
-        return await _collected(request, limits)
-
-
-@contextlib.asynccontextmanager
-async def _receiving(request: Request, limits: Limits, most: int, name: str) -> AsyncIterator[None]:
-    """While a body of at most so many bytes is on its way."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and (len(declared) > 18 or int(declared) > most):
-        raise _too_large(name, most)
-    state = request.app.state
-    if state.receiving >= limits.max_receiving:
-        detail = f"{limits.max_receiving} bodies are on their way already (the limit max_receiving)"
-        raise Problem("too-many-requests", detail, headers={"Retry-After": "2", "Connection": "close"})
-    state.receiving += 1
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            yield
-    except TimeoutError:
-        detail = f"the body was not complete within body_seconds = {limits.body_seconds:g}"
-        raise Problem("body-timeout", detail, headers={"Connection": "close"}) from None
-    finally:
-        state.receiving -= 1
-
-
-def _check_media(headers: Headers) -> None:
-    kind, _, rest = headers.get("content-type", "").partition(";")
-    charset = rest.replace(" ", "").replace('"', "").lower()
-    if kind.strip().lower() != "application/json" or charset not in ("", "charset=utf-8"):
-        given = quoted(headers.get("content-type", "an unnamed type"))
-        raise _unsupported(
-            f"this route takes application/json in UTF-8, multipart/form-data or application/octet-stream, not {given}"
-        )
-    _check_encoding(headers)
-
-
-def _check_encoding(headers: Headers) -> None:
-    encodings = ", ".join(headers.getlist("content-encoding"))
-    if encodings.strip().lower() not in ("", "identity"):
-        detail = f"content encoding {quoted(encodings)} is not taken; send the body as it is"
-        raise Problem("unsupported-media-type", detail, (Finding("Content-Encoding", detail),))
-
-
-def _unsupported(detail: str) -> Problem:
-    return Problem("unsupported-media-type", detail, (Finding("Content-Type", detail),))
-
-
-async def _collected(request: Request, limits: Limits) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    async for part in _arriving(request):
-        size += len(part)
-        if size > limits.max_body_bytes:
-            raise _too_large("max_body_bytes", limits.max_body_bytes, headers={"Connection": "close"})
-        parts.append(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-async def _arriving(request: Request) -> AsyncIterator[bytes]:
-    """The body, piece by piece."""
-    more = True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise _ClientGone
-        yield message.get("body", b"")
-        more = message.get("more_body", False)
-
-
-def _too_large(name: str, most: int, headers: dict[str, str] | None = None) -> Problem:
-    doors = "multipart/form-data takes files of up to 1 GiB; " if name != "max_multipart_bytes" else ""
-    reads = "`softgauge evaluate` and `verify` read files of up to 2^31 elements, packed ones and JSON of up to 256 MiB"
-    way = f"{doors}without a server, {reads}"
-    return Problem("too-large", f"the body is larger than {name} = {most}; {way}", headers=headers)
-
-
 async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
     """The result of the work, which is cancelled at once if the client leaves (the Guard ends the request then).
 
@@ -340,7 +194,7 @@ async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise _ClientGone
+            raise ClientGone
         return task.result()
     finally:
         await _cancelled((task, gone))

@@ -1054,10 +1054,13 @@ class ThresholdsResponse(BaseModel):
     limits: list[Limit]
 
 
+_POINTER = "JSON pointer into the body (for a tensor in a file: to its place there), or the name of a header or parameter"
+
+
 class Error(BaseModel):
     """One thing that is wrong."""
 
-    pointer: Annotated[str, Field(description="JSON pointer into the body, or the name of a header or parameter")]
+    pointer: Annotated[str, Field(description=_POINTER)]
     detail: str
 
 

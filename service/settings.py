@@ -23,7 +23,8 @@ class Limits:
     """Every bound on a request. All are settings, and all are in the answer of /v1/ops. Only audit_logits may be zero."""
 
     max_body_bytes: int = 4 * 2**20  # JSON body
-    body_seconds: float = 30.0  # until the body must be complete
+    body_seconds: float = 30.0  # until the body must be complete; of one that is no JSON
+    body_bytes_per_second: int = 2**20  # that have come, each so many give it a second more
     max_receiving: int = 64  # bodies that may be on their way at once
     max_rank: int = 4
     max_binary_bytes: int = 64 * 2**20  # application/octet-stream body
@@ -50,7 +51,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the service is started with. data_dir: where it may write; it writes nothing yet."""
+    """What the service is started with. data_dir: where it may write; bodies lie there while they are worked on."""
 
     host: str = "127.0.0.1"
     port: int = 8000

@@ -23,7 +23,7 @@ LAYERS = {
         < arithmetic, bounds < variants, truth, inputs < measurement, screen, params < metrics, faults < survey, policies, mutants
         < outcome < limits, paper, sweep, compare, diagnosis < verdict < codec < __init__""",
     "service": """__init__ < client, reports, settings, errors, logs, split, files < tensors < schemas, doors < tasks < compute
-        < guard < routes, pages < app < cli""",
+        < guard < bodies < routes, pages < app < cli""",
 }
 RANKS = {
     package: {name.strip(): rank for rank, layer in enumerate(text.split("<")) for name in layer.split(",")}

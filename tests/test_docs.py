@@ -39,7 +39,7 @@ from engine.outcome import FAST_FROM
 from engine.survey import LONGEST_AUDIT
 from engine.truth import SERVED_BITS, fast
 from engine.variants import CLAIMS, LEFT_OUT, of_op
-from service import cli, client, files, guard, schemas
+from service import bodies, cli, client, files, schemas
 from service.app import create_app
 from service.settings import Limits, Settings
 
@@ -309,7 +309,7 @@ def test_how_many_logits_a_body_holds() -> None:
 
 def test_what_files_the_command_line_reads() -> None:
     assert (cli.LARGEST_STORED, files.LARGEST_READ) == (2**31, 256 * 2**20)
-    refusal = str(guard._too_large("max_body_bytes", Limits().max_body_bytes))
+    refusal = str(bodies._most(bodies.JSON, Limits()).exceeded())
     prose = " ".join(text().split())
     for said in (refusal, prose):
         assert "2^31 elements" in said

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
+from service import doors
 from service.errors import KINDS, MEDIA_TYPE, Finding, Problem
 from service.tasks import ASK_LESS
 
@@ -14,26 +16,63 @@ REF = "#/components/schemas/{model}"
 
 
 def body(model: type[BaseModel], examples: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The openapi_extra of a route that takes this model as JSON."""
+    """The openapi_extra of a route that takes this model, as JSON or through the doors for files."""
     schema = {"$ref": REF.format(model=model.__name__)}
+    names = [name for name in doors.FIELDS if name in model.model_fields]
+    repeated = ["outputs.0"] if "outputs" in model.model_fields else []
     parts = {"request": {**schema, "description": _REQUEST_PART}, "tensors": {**_FILE, "description": _TENSORS_PART}}
-    parts |= {name: {**_FILE, "description": f"{name} alone, as .npy or .safetensors"} for name in ("logits", "targets")}
-    multipart = {"type": "object", "required": ["request"], "properties": parts, "additionalProperties": _FILE}
+    parts |= {name: {**_FILE, "description": _part(name)} for name in (*names, *doors.PARAMS, *repeated)}
+    multipart = {"type": "object", "required": ["request"], "properties": parts}
+    shown, asked = [name for name in names if name in _SHOWN], {"op": "softmax"}
+    asked |= {"format": "float16"} if "format" in model.model_fields else {}
     content: dict[str, Any] = {
         "application/json": {"schema": schema, "examples": examples},
-        "multipart/form-data": {"schema": multipart, "encoding": {"request": {"contentType": "application/json"}}},
-        "application/octet-stream": {"schema": {**_FILE, "description": _BINARY}},
+        "multipart/form-data": {
+            "schema": multipart,
+            "encoding": {"request": {"contentType": "application/json"}},
+            "examples": {"files": {"summary": "A file for each tensor", "value": _form_shown(asked, shown)}},
+        },
+        "application/octet-stream": {
+            "schema": {**_FILE, "description": _BINARY},
+            "examples": {"binary": {"summary": _BINARY_SHOWN, "value": _binary_shown(asked, shown)[1]}},
+        },
     }
-    return {"requestBody": {"required": True, "content": content}}
+    length = {"name": "Inference-Header-Content-Length", "in": "header", "required": False, "description": _LENGTH}
+    length |= {"schema": {"type": "integer", "minimum": 0}, "example": _binary_shown(asked, shown)[0]}
+    return {"requestBody": {"required": True, "content": content}, "parameters": [length]}
+
+
+# Bytes that are printable, so that they can be shown: 2.125, 3.13, 4.27, and their softmax in 8 bits.
+_SHOWN: dict[str, tuple[str, list[int], str]] = {"logits": ("float16", [1, 3], "@@BBDD"), "output": ("float8_e5m2", [1, 3], "-3:")}
+
+
+def _form_shown(asked: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The parts of a form, a file by what it holds."""
+    return {"request": asked, **{name: f"(the bytes of {name}.npy or {name}.safetensors)" for name in names}}
+
+
+def _binary_shown(asked: dict[str, Any], names: Sequence[str]) -> tuple[int, str]:
+    """The length of the JSON, and the body."""
+    sizes = {name: {"parameters": {"binary_data_size": len(_SHOWN[name][2])}} for name in names}
+    told = json.dumps(asked | {name: {"dtype": _SHOWN[name][0], "shape": _SHOWN[name][1], **sizes[name]} for name in names})
+    return len(told), told + "".join(_SHOWN[name][2] for name in names)
+
+
+def _part(name: str) -> str:
+    more = " (outputs.1 and so on likewise)" if name == "outputs.0" else ""
+    of = f"`{name}` of `params`" if name in doors.PARAMS else f"`{name}`"
+    return f"{of} alone, as .npy or .safetensors{more}"
 
 
 _FILE = {"type": "string", "format": "binary"}
 _REQUEST_PART = "The request without the tensors that come in files."
-_TENSORS_PART = "A .safetensors or .npz file whose tensors are named logits, output, targets, ..., mask, weights, outputs.0, ..."
+_TENSORS_PART = "A .safetensors or .npz file whose tensors have the names of the parts below."
 _BINARY = (
     "The JSON request, as long as the header Inference-Header-Content-Length says, then little-endian tensors, in the order in "
     'which the JSON names them, each as {"dtype", "shape", "parameters": {"binary_data_size"}} in place of its data.'
 )
+_BINARY_SHOWN = "Tensors whose bytes happen to be printable; Inference-Header-Content-Length is the length of the JSON"
+_LENGTH = "Bytes of the JSON at the beginning of an application/octet-stream body, which needs it; else ignored."
 
 
 def returns(model: type[BaseModel] | None, *statuses: int, example: Any = None) -> dict[int | str, dict[str, Any]]:
@@ -57,7 +96,10 @@ _EXAMPLES = {
         ),
         Problem("body-timeout", "the body was not complete within body_seconds = 30"),
         Problem("too-long", _TOO_LONG),
-        Problem("unsupported-media-type", "this route takes application/json in UTF-8, not 'text/plain'"),
+        Problem(
+            "unsupported-media-type",
+            "this route takes application/json in UTF-8, multipart/form-data or application/octet-stream, not 'text/plain'",
+        ),
         Problem("unknown-name", _FLOAT17, (Finding("/formats/0", _FLOAT17),)),
         Problem("too-many-requests", "64 requests are waiting already (the limit max_waiting)"),
         Problem("process-died", "the process that computed this request died; no other request is affected"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from service import guard
+from service import bodies
 from service.routes.contract import body, returns
 from service.schemas import EVALUATE_ANSWER, EVALUATE_EXAMPLES, EvaluateRequest, EvaluateResponse
 
@@ -21,7 +21,4 @@ router = APIRouter(tags=["compute"])
 )
 async def evaluate(request: Request) -> Response:
     """One outcome for each format and variant: its status, every metric, the worst elements, and which step broke."""
-    pool, limits = request.app.state.pool, request.app.state.settings.limits
-    async with guard.body(request, limits) as given:
-        answer = pool.answer("evaluate", given, guard.request_id(request))
-        return Response(await guard.unless_gone(request, answer), media_type="application/json")
+    return await bodies.answered(request, "evaluate")

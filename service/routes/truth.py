@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from service import guard
+from service import bodies
 from service.routes.contract import body, returns
 from service.schemas import TRUTH_ANSWER, TRUTH_EXAMPLES, TruthRequest, TruthResponse
 
@@ -21,7 +21,4 @@ router = APIRouter(tags=["compute"])
 )
 async def truth(request: Request) -> Response:
     """Proven, not estimated: what cannot be decided within the precision cap is refused."""
-    pool, limits = request.app.state.pool, request.app.state.settings.limits
-    async with guard.body(request, limits) as given:
-        answer = pool.answer("truth", given, guard.request_id(request))
-        return Response(await guard.unless_gone(request, answer), media_type="application/json")
+    return await bodies.answered(request, "truth")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from service import guard
+from service import bodies
 from service.routes.contract import body, returns
 from service.schemas import VERIFY_ANSWER, VERIFY_EXAMPLES, VerifyRequest, VerifyResponse
 
@@ -21,7 +21,4 @@ router = APIRouter(tags=["compute"])
 )
 async def verify(request: Request) -> Response:
     """The verdict on what a kernel returned, by a gate that is tested in the same answer, with reasons, places and figures."""
-    pool, limits = request.app.state.pool, request.app.state.settings.limits
-    async with guard.body(request, limits) as given:
-        answer = pool.answer("verify", given, guard.request_id(request))
-        return Response(await guard.unless_gone(request, answer), media_type="application/json")
+    return await bodies.answered(request, "verify")

@@ -25,7 +25,7 @@ def _free_port():
 @contextlib.contextmanager
 def _running(log, *, limits=None, ready=True, **settings):
     """An httpx.Client of a service that was started with these settings, and ends with the block."""
-    settings = {"port": _free_port(), "workers": 2, **settings}
+    settings = {"port": _free_port(), "workers": 2, "data_dir": str(log.parent / "data"), **settings}
     given = json.dumps({"settings": settings, "limits": limits or {}})
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with log.open("w") as lines:
@@ -33,7 +33,7 @@ def _running(log, *, limits=None, ready=True, **settings):
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{settings['port']}", timeout=30, trust_env=False) as client:
                 _wait(process, lambda: _up(client, ready))
-                client.process, client.log = process, log
+                client.process, client.log, client.uploads = process, log, Path(settings["data_dir"]) / "uploads"
                 yield client
         finally:
             process.terminate()

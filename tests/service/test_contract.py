@@ -3,12 +3,14 @@
 import json
 
 import jsonschema
+import numpy as np
 import pytest
 
 from service import schemas
 from service.app import OPENAPI_FILE, written_openapi
 from service.errors import KINDS
 from service.settings import Limits
+from tests.service.test_files import npy
 
 DOCUMENT = json.loads(OPENAPI_FILE.read_text())
 OPERATIONS = [(path, method, operation) for path, row in DOCUMENT["paths"].items() for method, operation in row.items()]
@@ -75,10 +77,45 @@ def test_every_error_is_documented_as_a_problem(path, method, operation):
 
 @pytest.mark.parametrize(("route", "name"), EXAMPLES)
 def test_every_example_runs_and_its_answer_fits_the_schema(service, route, name):
-    media = DOCUMENT["paths"][f"/v1/{route}"]["post"]["requestBody"]["content"]["application/json"]
-    value = media["examples"][name]["value"]
+    value = media(route)["application/json"]["examples"][name]["value"]
     conforms(value, f"{route.title()}Request")
     answer = service.post(f"/v1/{route}", json=value)
+    assert answer.status_code == 200, answer.text
+    conforms(answer.json(), f"{route.title()}Response")
+
+
+def media(route):
+    return DOCUMENT["paths"][f"/v1/{route}"]["post"]["requestBody"]["content"]
+
+
+POSTS = sorted({route for route, _ in EXAMPLES})
+
+
+@pytest.mark.parametrize("route", POSTS)
+def test_every_route_with_a_body_has_all_doors(route):
+    assert list(media(route)) == ["application/json", "multipart/form-data", "application/octet-stream"]
+    parts = set(media(route)["multipart/form-data"]["schema"]["properties"])
+    fields = set(DOCUMENT["components"]["schemas"][f"{route.title()}Request"]["properties"])
+    beside = {"request", "tensors", "mask", "weights"} | ({"outputs.0"} if "outputs" in fields else set())
+    assert parts == beside | ({"logits", "output", "targets", "grad_output", "reference"} & fields)
+
+
+@pytest.mark.parametrize("route", POSTS)
+def test_the_form_shown_is_taken(service, route):
+    value = media(route)["multipart/form-data"]["examples"]["files"]["value"]
+    arrays = {"logits": np.zeros((1, 3), np.float32), "output": np.full((1, 3), 1 / 3, np.float32)}
+    files = {name: (f"{name}.npy", npy(arrays[name])) for name in value if name != "request"}
+    answer = service.post(f"/v1/{route}", files={"request": (None, json.dumps(value["request"])), **files})
+    assert answer.status_code == 200, answer.text
+    conforms(answer.json(), f"{route.title()}Response")
+
+
+@pytest.mark.parametrize("route", POSTS)
+def test_the_binary_body_shown_is_taken(service, route):
+    value = media(route)["application/octet-stream"]["examples"]["binary"]["value"]
+    (header,) = DOCUMENT["paths"][f"/v1/{route}"]["post"]["parameters"]
+    headers = {"Content-Type": "application/octet-stream", header["name"]: str(header["example"])}
+    answer = service.post(f"/v1/{route}", content=value.encode(), headers=headers)
     assert answer.status_code == 200, answer.text
     conforms(answer.json(), f"{route.title()}Response")
 

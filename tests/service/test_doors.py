@@ -1,6 +1,7 @@
 """The doors for files: what comes through them, and what hostile bytes do."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -258,6 +259,27 @@ def test_where_a_fault_lies(through):
         with pytest.raises(Problem) as caught:
             through(body)
         assert [row.pointer for row in caught.value.errors] == [pointer]
+
+
+def test_large_tensors_are_mapped_and_not_held(tmp_path):
+    """Two tensors of 100 million bytes, whose bytes are out of line."""
+    path, head = tmp_path / "body", stored({}, {"x": {"dtype": "BF16", "shape": [50, 10**6], "data_offsets": [0, 10**8]}}, b"")
+    with path.open("wb") as file:
+        file.write(form(REQUEST)[: -len("--b--\r\n")])
+        for name in ("logits", "output"):
+            part_head = f'--b\r\nContent-Disposition: form-data; name="{name}"'.encode()
+            out_of_line = (file.tell() + len(part_head) + 4 + len(head)) % 2 == 0
+            file.write(part_head + b" " * out_of_line + b"\r\n\r\n" + head)
+            file.seek(10**8, 1)
+            file.write(b"\r\n")
+        file.write(b"--b--")
+    tracemalloc.start()
+    found = opened(Door("multipart", str(path), "b"), Limits())
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found["logits"].shape == found["output"].shape == (50, 10**6)
+    assert [found[name].flags.aligned for name in ("logits", "output")] == [False, False]
+    assert most < 8 * 2**20
 
 
 # ---- fuzz --------------------------------------------------------------------------------------------------------------
