@@ -531,6 +531,17 @@ class Measurement(Cells):
         return sum(self.vacuous(i, which) for i in self.bounded)
 
     @property
+    def specials(self) -> int:
+        """Elements that are NaN or infinite where the truth is not, or the reverse."""
+        return int(self.kinds.mismatch.sum())
+
+    @property
+    def rounded(self) -> int:
+        """Elements that are correctly rounded."""
+        k = self.kinds
+        return int((((k.got == k.want) & ~k.got_nan & ~k.want_nan) | (k.got_nan & k.want_nan)).sum())
+
+    @property
     def unbounded(self) -> int:
         """Elements for which the declared algorithm has no bound."""
         return sum(self.allowances.own(i) == inf for i in self.bounded)

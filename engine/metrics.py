@@ -327,11 +327,10 @@ def counts(m: Measurement) -> dict[str, int]:
     zero = (k.got == 0) & ~k.got_nan
     truthful = ~(k.want_nan | k.truth_infinite | k.truth_zero)
     infinite = got_size == fmt.infinity_ordinal
-    exact = ((k.got == k.want) & ~k.got_nan & ~k.want_nan) | (k.got_nan & k.want_nan)
     found = {
         "n": k.got.size,
         "compared": len(m.compared),
-        "correctly_rounded": exact.sum(),
+        "correctly_rounded": m.rounded,
         "nan_count": k.got_nan.sum(),
         "nan_unexpected": (k.got_nan & ~k.want_nan).sum(),
         "nan_missing": (~k.got_nan & k.want_nan).sum(),
@@ -342,7 +341,7 @@ def counts(m: Measurement) -> dict[str, int]:
         "underflow_premature": (zero & truthful & (want_size > 0)).sum(),
         "false_zero_count": (zero & truthful & k.normal).sum(),
         "subnormal_count": ((got_size > 0) & (got_size < fmt.normal_ordinal)).sum(),
-        "special_mismatch": k.mismatch.sum(),
+        "special_mismatch": m.specials,
     }
     return {name: int(count) for name, count in found.items()}
 

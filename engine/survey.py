@@ -232,7 +232,7 @@ class Survey:
             kl=self._row_figure("kl") if figures else None,
             total_variation=self._row_figure("total_variation") if softmax else None,
             backward_error=self._row_figure("backward_error") if softmax else None,
-            error_over_bound=self._error_over_bound() if counts["bounded"] else None,
+            error_over_bound=self.error_over_bound(),
             argmax_preserved=None if self.op.output == "rows" else self._argmax_preserved(),
             rank_inversions=self._rank_inversions() if figures and ranks else None,
             step_overflow_count=None,
@@ -340,13 +340,30 @@ class Survey:
             return 0.0, self.partial.first["compared"]
         return top, min(index for value, index in found if value == top)
 
-    def _error_over_bound(self) -> float:
-        """The largest error over its bound to 40 bits."""
+    def error_over_bound(self) -> float | None:
+        """The largest error over its bound to 40 bits; None where no element has a bound."""
+        if not self.partial.counts["bounded"]:
+            return None
         told, chosen = self._told("bound")
         limit = self.fmt.infinity_ordinal
         known = [i for i in chosen if self.allowances.own(i) < inf and abs(self.cells.ordinal(i)) < limit]
         found = [self.cells.largest("bound", known)[0]] if known else []
         return max([*found, *(value for value, _ in told)], default=0.0)
+
+    @property
+    def specials(self) -> int:
+        """Elements that are NaN or infinite where the truth is not, or the reverse."""
+        return self.partial.counts["special_mismatch"]
+
+    @property
+    def rounded(self) -> int:
+        """Elements that are correctly rounded."""
+        return self.partial.counts["correctly_rounded"]
+
+    @property
+    def unbounded(self) -> int:
+        """Elements for which the declared algorithm has no bound."""
+        return self.partial.counts["unbounded"]
 
     def worst(self, count: int) -> tuple[Worst, ...]:
         """The `count` worst elements, as metrics.worst gives them."""

@@ -313,16 +313,55 @@ def _bits(array: Array) -> Array:
 # ---- what is seen of an output -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
 class _Seen:
-    """Figures of an output beside two tolerances: of its own algorithm, and the one that judges."""
+    """An output beside two tolerances, of its own algorithm and the one that judges. Figures are made when they are asked for."""
 
-    metrics: Metrics
-    worst: tuple[Worst, ...]
-    bound: Bound | None
-    tolerated: Tolerated
-    unbounded: int
-    certificate: Certificate
+    def __init__(self, found: Measurement | Survey, ranks: bool, count: int) -> None:
+        self._found, self._ranks, self._count = found, ranks, count
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """Every figure."""
+        found = self._found
+        return found.metrics(self._ranks) if isinstance(found, Survey) else measure_exactly(found, self._ranks)
+
+    @cached_property
+    def worst(self) -> tuple[Worst, ...]:
+        """The worst elements."""
+        found = self._found
+        return found.worst(self._count) if isinstance(found, Survey) else worst_of(found, self._count)
+
+    @cached_property
+    def tolerated(self) -> Tolerated:
+        """What the tolerance that judges says."""
+        return self._found.tolerated()
+
+    @cached_property
+    def bound(self) -> Bound:
+        """What that says of it, where it is a bound."""
+        return self._found.bound()
+
+    @property
+    def certificate(self) -> Certificate:
+        """How its figures were made."""
+        found = self._found
+        return found.certificate() if isinstance(found, Survey) else found.truth.certificate()
+
+    @property
+    def special(self) -> bool:
+        """Whether an element is NaN or infinite and should not be, or the reverse."""
+        return self._found.specials > 0
+
+    @property
+    def rounded(self) -> bool:
+        """Whether every element is correctly rounded."""
+        return self._found.rounded == self._found.output.size
+
+    @cached_property
+    def near(self) -> bool:
+        """Whether every element has a bound and is within it, by its own algorithm."""
+        over = self._found.error_over_bound()
+        return over is not None and over <= 1 and not self._found.unbounded
 
 
 class _Case:
@@ -348,22 +387,16 @@ class _Case:
 
     def seen(self, own: Tolerance, judge: Tolerance, ranks: bool = False, count: int = 0, audit: int = 0) -> _Seen:
         """By the fast tiers, or by the exact path alone: the figures are the same."""
-        truth, bound = self.truth, None
+        truth = self.truth
         allowances = Allowances(truth, own, judge)
         size = truth.rows * max(truth.width, truth.raw_logits.shape[1])
         if truth.problem.params is not NO_PARAMS or not is_fast(self.op, truth.fmt, size):
-            m = Measurement(self.output, truth, allowances)
-            bound = m.bound() if judge.declared else None
-            return _Seen(measure_exactly(m, ranks), worst_of(m, count), bound, m.tolerated(), m.unbounded, truth.certificate())
+            return _Seen(Measurement(self.output, truth, allowances), ranks, count)
         fresh = Truth(truth.problem, truth.fmt)
         fresh.shown = truth.shown
         survey = Survey(self.output, fresh, count, self.map, allowances=allowances, gated=True)
         survey.audit(audit, truth)
-        metrics = survey.metrics(ranks)
-        bound = survey.bound() if judge.declared else None
-        return _Seen(
-            metrics, survey.worst(count), bound, survey.tolerated(), survey.partial.counts["unbounded"], survey.certificate()
-        )
+        return _Seen(survey, ranks, count)
 
 
 # ---- ruling ------------------------------------------------------------------------------------------------------------
@@ -380,7 +413,6 @@ class _Ruled:
         self.tolerance = case.of(policy.tolerance(case.op, case.truth.fmt, given))
         own = self.tolerance if policy.kind == "bound" else case.tight
         self.seen = case.seen(own, own, ranks, count, audit)
-        assert self.seen.bound is not None
         self.bound = self.seen.bound
         self.tolerated = self.seen.tolerated if policy.kind == "bound" else case.seen(own, self.tolerance).tolerated
         self.broken = self.tolerated.beyond > 0 if policy.broken is None else policy.broken(self.seen.metrics, audited, given)
@@ -481,10 +513,9 @@ def _fate(name: str, blocks: _Blocks, policy: Policy, given: Mapping[str, Value]
         broken = mutate(name, right, truth, range(truth.rows)).reshape(truth.shape)
         case = _Case(broken, truth, blocks.changed, map)
         seen = case.seen(case.tight, case.of(policy.tolerance(case.op, truth.fmt, given)))
-        m, hit = seen.metrics, seen.metrics.special_mismatch > 0
-        caught |= hit or (seen.tolerated.beyond > 0 if policy.broken is None else policy.broken(m, audited, given))
-        near = m.error_over_bound is not None and m.error_over_bound <= 1 and not seen.unbounded
-        apart |= hit or (m.correctly_rounded < m.n and not near)
+        outside = policy.broken(seen.metrics, audited, given) if policy.broken else seen.tolerated.beyond > 0
+        caught = caught or seen.special or outside
+        apart = apart or seen.special or not (seen.near or seen.rounded)
         if caught and apart:
             return "caught"
     return "missed" if apart else "equivalent"
