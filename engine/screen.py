@@ -906,20 +906,21 @@ class _Rows:
         """What is left to a finer tier, taken out of the ULP figures."""
         a, c, radius = cell.a, cell.c, cell.part.radius
         size = cell.size = np.abs(cell.e, out=self.b("low", a.shape))
-        if radius is not None:
-            # of a zero in the output the relative error is 1 whatever T is, if T is not 0, as only a vjp may be by cancellation
-            blurred = (radius * cell.inverse > OPEN) | ((radius > 2.0**-20 * a) & (c != 0))
-            if self.name == "softmax_vjp":
-                blurred |= a <= np.maximum(radius, FLOOR)
-            cell.hard.append(np.flatnonzero(blurred & (cell.scale > 0)))
-        if self.some_rational and self.weighted and not self.block.logarithmic:
-            cell.hard.append(np.flatnonzero((size <= self.screen.doubt) & self.rational & (cell.scale > 0)))
         if float(a.min()) < 2.0**-960:
             deep = np.flatnonzero((a < 2.0**-960) & (c != 0) & (cell.scale > 0))
             endless = self._endless(cell, deep)
             cell.deep, deep = deep[endless], deep[~endless]
             cell.hard.append(deep)
             self._open_row(cell, deep)
+        if radius is not None:
+            # of a zero in the output the relative error is 1 whatever T is, if T is not 0, as only a vjp may be by cancellation
+            blurred = (radius > 2.0**-20 * a) & (c != 0)
+            if cell.part.live is not None:
+                blurred |= (a <= np.maximum(radius, FLOOR)) & ~cell.part.live
+            blurred.reshape(-1)[cell.deep] = False
+            cell.hard.append(np.flatnonzero((blurred | (radius * cell.inverse > OPEN)) & (cell.scale > 0)))
+        if self.some_rational and self.weighted and not self.block.logarithmic:
+            cell.hard.append(np.flatnonzero((size <= self.screen.doubt) & self.rational & (cell.scale > 0)))
         cell.top = float(size.max())
         if not cell.top < inf:
             wild = np.flatnonzero(~np.isfinite(size))
@@ -941,7 +942,8 @@ class _Rows:
 
     def _endless(self, cell: _Cells, at: Array) -> Array:
         """Which outputs are more than 2^1100 times their truths, by the logits: log2 p_j is at most (x_j - m)/log 2."""
-        if self.block.logarithmic or self.name == "softmax_vjp" or self.weighted:
+        live = cell.part.live
+        if self.block.logarithmic or (self.weighted and live is None):
             return np.zeros(at.shape, bool)
         count = cell.a.shape[1]
         row, column = (at % count, at // count) if self.axis == 0 else (at // count, at % count)
@@ -951,7 +953,11 @@ class _Rows:
         if self.name == "softmax_jacobian":
             other = self.block.logits[row, column % n].astype(np.float64) - self.block.maximum.reshape(-1)[row]
             gap = np.where(gap < 0, gap + other * (column // n != column % n), 0.0)
-        return np.asarray(np.log2(np.abs(cell.c.reshape(-1)[at]) / self.up) - gap * 1.4426 > 1110)
+        found = np.asarray(np.log2(np.abs(cell.c.reshape(-1)[at]) / self.up) - gap * 1.4426)
+        if live is None:
+            return found > 1110
+        most = np.abs(self._targets()[row].astype(np.float64)).max(axis=1, initial=1.0)  # abs(g - G) is at most twice that
+        return live.reshape(-1)[at] & (found - np.log2(most) > 1111)
 
     def _open_row(self, cell: _Cells, at: Array) -> None:
         if at.size and self.figures and self.wanted is None:

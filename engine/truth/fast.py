@@ -87,7 +87,8 @@ cross_entropy_grad  p or p - 1 by index. Soft: e/(S/Y) - y by 2Sum, Y = sum y: p
 softmax_jacobian    -p_i p_j and p_i (1 - p_i), both factors times 2^(up/2): 2 bound and a product, 7 u^2 or (T0) u, both below 0.2
                     bound. A factor may lose 2^-1074 beside one of 2^(up/2): TINY 2^(up/2)
 softmax_vjp         p (g - G), G = sum g e / S, known to doubt = (bound + 2^-98; T0: 2^-53) sum |g| p; g - G by 2Sum: p (|g - G|
-                    (bound + 2^-98) + doubt), and for factors that underflow, both times 2^(up/2), 2^-1070 of either and TINY
+                    (bound + 2^-98) + doubt), and for factors that underflow, both times 2^(up/2), 2^-1070 of either and TINY. Not
+                    0, and of the sign of g - G, where that is farther from 0 than it may be off by, for p > 0
 
 Ranges, so that nothing exceeds 2^1023, nor a factor of an exact product 2^995: logits below HUGE where the op is LOGARITHMIC (2
 HUGE 2^(20 + 24 + UP)); weights 0 or in [2^-900, 2^20], the largest above 2^-60 (S/Y < 2^(925 + 60)); g 0 or in [2^-300, 2^90]
@@ -97,7 +98,7 @@ HUGE 2^(20 + 24 + UP)); weights 0 or in [2^-900, 2^20], the largest above 2^-60 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import fsum
 from typing import Any, NamedTuple
@@ -372,7 +373,7 @@ class Part:
     """Columns start..stop of the truth of a block's rows, times 2^up: T = hi + lo to Block.bound, or to `radius` where given.
 
     masked: where the logit is -inf, so that T is exact. p: the softmax, for log_softmax. fine: where |T| is better known as
-    the difference from an exact number.
+    the difference from an exact number. live: where hi is not 0 and has the sign of T, which is not 0, whatever the radius says.
     """
 
     start: int
@@ -383,6 +384,7 @@ class Part:
     masked: Array | None = None
     p: Array | None = None
     fine: Fine | None = None
+    live: Array | None = None
 
 
 class Fine(NamedTuple):
@@ -939,7 +941,16 @@ class Block:
             gap, rest = dd.fast_two_sum(gap, rest - spill)
             hi, lo = dd.mul(p, np.zeros_like(p) if low is None else low, gap, rest)
             radius = p * (np.abs(gap) * (self.bound + 2.0**-98) + doubt) + (np.abs(gap) * 2.0**-1070 + TINY)
-            yield Part(start, stop, hi, lo, radius, self.masked(start, stop))
+            part = Part(start, stop, hi, lo, radius, self.masked(start, stop))
+            yield replace(part, live=self._live(part, gap, doubt))
+
+    def _live(self, part: Part, gap: Array, doubt: Array) -> Array:
+        """Where p (g - G) is not 0, for p is not and g - G is farther from 0 than it may be off by; there hi gets its sign."""
+        live = np.abs(gap) * (1 - 2.0**-40) > doubt
+        if part.masked is not None:
+            live &= ~part.masked
+        np.copyto(part.hi, np.copysign(np.maximum(np.abs(part.hi), FLOOR), gap), where=live & (np.abs(part.hi) < FLOOR))
+        return live
 
 
 _PARTS = {

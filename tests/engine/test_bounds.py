@@ -534,7 +534,7 @@ def test_where_a_step_overflows_a_narrow_format_there_is_no_bound(key, row):
 def test_where_the_declared_algorithm_gives_nan_there_is_no_bound(exp, fma):
     """In a format without infinity what overflows is NaN: every difference of two logits, and every result."""
     rng, fmt = np.random.default_rng(5), FORMATS["float8_e4m3fn"]
-    x = round_array(np.clip(rng.normal(0, 1, (150, 3)) * rng.choice([1, 30, 200, 400], (150, 1)), -448, 448), fmt)
+    x = round_array(np.clip(rng.normal(0, 1, (90, 3)) * rng.choice([1, 30, 200, 400], (90, 1)), -448, 448), fmt)
     gaps, outside = widen(x).max(axis=1) - widen(x).min(axis=1), 0
     for key in BOUNDS:
         variant = VARIANTS[key]

@@ -163,7 +163,7 @@ def test_what_no_declaration_allows_alone_is_said():
     x[0, 1:] = -np.linspace(2, 9, 59)
     problem = Problem("softmax", x.astype(np.float16))
     kinds = set()
-    for factor in np.linspace(1, 1.02, 60):
+    for factor in np.linspace(1, 1.02, 60)[::5]:
         output = (right("softmax", x.astype(np.float16).astype(np.float32)) * np.float32(factor)).astype(np.float16)
         found = verify(problem, output)
         kinds |= {finding.detail.rpartition("; ")[2] for finding in found.findings if finding.kind == "between"}
