@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 import engine
+from engine.bounds import Tolerance, stable
 from engine.screen import Work, screen
 from engine.truth import fast
 from service.split import split
@@ -144,8 +145,12 @@ def worst() -> float:
 def screened(tier: fast.Tier) -> float:
     """The ratio of one pass of a tier over a million float32 logits, n = 32000; nothing is refined."""
     x = logits(32_000, "float32")
-    work = Work("softmax", "float32", tier, x, None, computed(x, special.softmax), np.arange(len(x)), 8)
+    work = Work("softmax", "float32", tier, x, None, computed(x, special.softmax), np.arange(len(x)), 8, CHOSEN)
     return in_turn(partial(screen, work), lambda: special.softmax(x, axis=-1)).ratio
+
+
+CHOSEN = (Tolerance((stable("softmax", engine.FORMATS["float32"]),)),) * 2
+"""The bound that a check holds an output against."""
 
 
 @cache
@@ -244,6 +249,7 @@ def end_to_end(processes: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "logits.npy", logits(1000, "float32"))
         asked = ["--op", "softmax", "--logits", "logits.npy", "--format", "float32", "--processes", str(processes)]
+        asked += ["--variant", "naive", "--variant", "shifted"]
         command = [str(Path(sys.executable).parent / "softgauge"), "evaluate", *asked]
         return statistics.median(
             seconds(lambda: subprocess.run(command, cwd=folder, check=True, capture_output=True)) for _ in range(3)

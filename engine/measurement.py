@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from heapq import nlargest
-from math import ceil, floor, inf
+from math import ceil, floor, frexp, inf, ldexp
 
 import numpy as np
 
@@ -27,6 +27,7 @@ KEPT = 1 << 20
 SLACK = 24
 """W = bits - precision + SLACK: fine enough to keep the sticky stand-in of the truth (its unit is GUARD + 6 below)."""
 
+Real = float | Fraction
 Figure = Callable[[int, int, bool], Interval | None]
 """figure(index, bits, loose) of one element; None: infinite, or beyond binary64."""
 
@@ -263,13 +264,18 @@ class Cells:
         """|c - T| over what its own tolerance leaves it, which is not infinite, in units of 2^-(W + precision)."""
         lo, hi = self._ulp(index, bits, loose)
         least, most = self._room(index, bits, 0)
-        low, high = Fraction(lo << self.fmt.precision) / most, Fraction(hi << self.fmt.precision) / least
+        low, high = (Fraction(end << self.fmt.precision) / Fraction(room) for end, room in ((lo, most), (hi, least)))
         return floor(low * 2 ** self.width(bits)), ceil(high * 2 ** self.width(bits))
 
-    def _room(self, index: int, bits: int, which: int) -> tuple[Fraction, Fraction]:
+    def _room(self, index: int, bits: int, which: int) -> tuple[Real, Real]:
         """A tolerance, from the least to the most that it may be, in units of 2^-W ulp: T is known to so many bits."""
         tolerance, bound = self.allowances.chosen[which], self.allowances.bound(index, which)
-        unit = Fraction(2) ** (self.width(bits) - self.ulp_exponent(index))
+        scale = self.width(bits) - self.ulp_exponent(index)
+        reach = max(abs(frexp(bound)[1] + scale), frexp(tolerance.ulps)[1] + self.width(bits))
+        if reach < 1000 and not (tolerance.relative or tolerance.absolute):  # exact in binary64
+            ulps = max(ldexp(bound, scale), ldexp(tolerance.ulps, self.width(bits)))
+            return ulps, ulps
+        unit = Fraction(2) ** scale
         ulps = max(Fraction(bound) * unit, Fraction(tolerance.ulps) * 2 ** self.width(bits))
         size = self._size(index, bits, True) if tolerance.relative else (0, 0)
         shares = [Fraction(tolerance.relative) * end for end in size]
@@ -329,7 +335,7 @@ class Cells:
                 return False
             if lo > most or (lo >= most and outside):
                 return True
-            if (max(hi - least, most - lo)) * 2**TIE_BITS <= most:
+            if max(hi - Fraction(least), Fraction(most) - lo) * 2**TIE_BITS <= most:
                 return outside
             bits, _ = self.finer(bits, "a comparison with a tolerance")
 
@@ -355,6 +361,7 @@ class Allowances:
 
     def __init__(self, truth: Truth, own: Tolerance, judge: Tolerance | None = None) -> None:
         self.chosen = own, judge or own
+        self._unknown = [tolerance.unknown for tolerance in self.chosen]
         self._truth = truth
         self._rows: dict[int, list[Array]] = {}
 
@@ -368,7 +375,7 @@ class Allowances:
 
     def bound(self, index: int, which: int) -> float:
         """The part of a tolerance that is a bound; infinite: none."""
-        if self.chosen[which].unknown:
+        if self._unknown[which]:
             return inf
         row, column = divmod(index, self._truth.width)
         if row not in self._rows:

@@ -462,7 +462,7 @@ def _status(measured: Measurement) -> str:
     kinds, beyond = measured.kinds, measured.beyond
     lost = any(kinds.got[i] == 0 and kinds.normal[i] for i in beyond)
     unstable = bool(kinds.mismatch.any()) or lost or sums_apart(measured)
-    return status_of(unstable, len(beyond), measured.bound().unjudged)
+    return status_of(unstable, len(beyond), measured.unjudged)
 
 
 def _absorbed(measured: Measurement) -> tuple[Fault, ...]:

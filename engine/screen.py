@@ -957,7 +957,7 @@ class _Rows:
         if live is None:
             return found > 1110
         most = np.abs(self._targets()[row].astype(np.float64)).max(axis=1, initial=1.0)  # abs(g - G) is at most twice that
-        return live.reshape(-1)[at] & (found - np.log2(most) > 1111)
+        return np.asarray(live.reshape(-1)[at] & (found - np.log2(most) > 1111))
 
     def _open_row(self, cell: _Cells, at: Array) -> None:
         if at.size and self.figures and self.wanted is None:
