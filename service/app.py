@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from fastapi.telemetry import TelemetryConfig
@@ -24,7 +24,7 @@ from service.compute import Pool
 from service.errors import Finding, Problem, from_status, misfit
 from service.guard import Guard, Meters, Protocol, respond
 from service.routes import catalogue, evaluate, health, thresholds, truth, verify
-from service.routes.contract import REF
+from service.routes.contract import REF, only_known
 from service.settings import Settings, check_binding
 
 OPENAPI_FILE = Path(__file__).with_name("openapi.json")
@@ -65,7 +65,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.receiving = 0  # bodies on their way
     app.state.spool = Spool(settings)
     app.state.settings, app.state.pool, app.state.meters, app.state.example = settings, pool, Meters(pool), pages.Example()
-    for router in (evaluate.router, verify.router, truth.router, thresholds.router, catalogue.router, health.router, pages.router):
+    for router in (evaluate.router, verify.router, truth.router, thresholds.router, catalogue.router):
+        app.include_router(router, dependencies=[Depends(only_known)])
+    for router in (health.router, pages.router):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=pages.HERE / "static"), name="static")
     app.add_middleware(Guard, settings=settings, meters=app.state.meters)

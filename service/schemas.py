@@ -6,9 +6,10 @@ accept is in the schema all the same.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, TypeAdapter
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from typing_extensions import TypeAliasType
@@ -253,6 +254,13 @@ class VerifyRequest(ProblemRequest):
     worst: Annotated[int, Field(ge=0, description="How many of the worst elements are listed, at most the limit max_worst.")] = 8
 
 
+def _digits(value: object) -> object:
+    """Python's underscores and blanks are no part of a number in a query."""
+    if isinstance(value, str) and not re.fullmatch("-?[0-9]+", value):
+        raise ValueError("it must be an integer, in digits")
+    return value
+
+
 class ThresholdsQuery(BaseModel):
     """The parameters of /v1/thresholds."""
 
@@ -261,7 +269,9 @@ class ThresholdsQuery(BaseModel):
     op: Annotated[Name, Field(description="What is computed: see /v1/ops.", examples=["softmax"])]
     variant: Annotated[Name, Field(description="See /v1/variants; with parameters: chosen_shift(c=-80).", examples=["naive"])]
     format: Annotated[Name, Field(description="See /v1/formats.", examples=["float16"])]
-    n: Annotated[int, Field(ge=1, description="Logits per row, at most the limit max_threshold_n.", examples=[2])] = 2
+    n: Annotated[
+        int, BeforeValidator(_digits), Field(ge=1, description="Logits per row, at most the limit max_threshold_n.", examples=[2])
+    ] = 2
     summation: Annotated[Name, Field(description="See /v1/summations.")] = "numpy"
     accumulator: Annotated[Name | None, Field(description=_ACCUMULATOR)] = None
     exp: Annotated[Literal["numpy", "correct", "exp2"], Field(description=_EXP)] = "numpy"

@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from fastapi import Request
 from pydantic import BaseModel
 
 from service import doors
-from service.errors import KINDS, MEDIA_TYPE, Finding, Problem
+from service.errors import KINDS, MEDIA_TYPE, Finding, Problem, quoted
 from service.tasks import ASK_LESS
 
 REF = "#/components/schemas/{model}"
@@ -73,6 +74,20 @@ _BINARY = (
 )
 _BINARY_SHOWN = "Tensors whose bytes happen to be printable; Inference-Header-Content-Length is the length of the JSON"
 _LENGTH = "Bytes of the JSON at the beginning of an application/octet-stream body, which needs it; else ignored."
+
+
+async def only_known(request: Request) -> None:
+    """Raises Problem for a parameter of the query that the route does not have, or that is there twice."""
+    described = request.app.openapi()["paths"][request.scope["route"].path][request.method.lower()]
+    known = [row["name"] for row in described.get("parameters", []) if row["in"] == "query"]
+    given = [name for name, _ in request.query_params.multi_items()]
+    for name in given:
+        rule = "is there twice; give it once"
+        if name not in known:
+            rule = f"is none of this route, which takes {', '.join(known) or 'none'}"
+        if name not in known or given.count(name) > 1:
+            detail = f"the parameter {quoted(name)} {rule}"
+            raise Problem("invalid", detail, (Finding(name[:64], detail),))
 
 
 def returns(model: type[BaseModel] | None, *statuses: int, example: Any = None) -> dict[int | str, dict[str, Any]]:

@@ -153,6 +153,9 @@ def test_the_limits_shown_are_the_answer(service):
         ({"format": None}, 422, "format"),
         ({"n": 0}, 422, "n"),
         ({"n": "2.5"}, 422, "n"),
+        ({"n": "1_000"}, 422, "n"),
+        ({"n": " 5"}, 422, "n"),
+        ({"n": ["2", "3"]}, 422, "n"),
         ({"n": "9" * 5000}, 422, "n"),
         ({"n": 2**20 + 1}, 413, "n"),
         ({"op": "softmax_jacobian", "n": 4096}, 422, "n"),
@@ -171,6 +174,13 @@ def test_what_is_no_question_about_limits_is_refused_by_its_parameter(service, c
     conforms(problem, "Problem")
     assert [row["pointer"] for row in problem["errors"]] == [pointer]
     assert len(answer.content) < 16_384
+
+
+@pytest.mark.parametrize("path", ["ops", "variants", "formats", "summations", "inputs", "policies"])
+def test_a_parameter_that_is_not_there_is_refused(service, path, is_problem):
+    is_problem(service.get(f"/v1/{path}", params={"foo": "1"}), 422, "invalid")
+    is_problem(service.post("/v1/verify", params={"foo": "1"}, json={}), 422, "invalid")
+    is_problem(service.get("/v1/variants?op=softmax&op=logsumexp"), 422, "invalid")
 
 
 def test_limits_that_take_too_long_are_refused_with_a_way_out(service):
