@@ -35,8 +35,11 @@ _DESCRIPTION = """Tells how far a softmax or cross-entropy computation is from t
 Non-finite numbers travel as the strings "NaN", "Infinity" and "-Infinity", both ways. Every error is a problem document
 (RFC 9457). The limits are in the answer of `/v1/ops`."""
 _TAGS = [
-    {"name": "compute", "description": "Run built-in variants and measure them; compute the truth; find limits."},
-    {"name": "catalogue", "description": "What exists: ops, variants, formats, summations, input families."},
+    {
+        "name": "compute",
+        "description": "Judge outputs made elsewhere; run built-in variants and measure them; compute the truth; find limits.",
+    },
+    {"name": "catalogue", "description": "What exists: ops, variants, formats, summations, policies, input families."},
     {"name": "operation", "description": "Health and metrics."},
 ]
 _NO_TELEMETRY: TelemetryConfig = {
