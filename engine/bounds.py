@@ -1560,10 +1560,11 @@ class Allowed:
             return np.full((self._rows, stop - start), inf)
         with np.errstate(all="ignore"):
             size, b = elements(slice(start, stop))
+            fits = (size + b) * _INFLATION <= k.ceiling  # so that it is delivered as a number
             b = (b + k.u_out * (size + b) + k.least_out) * _INFLATION + _LEAST
             if k.ends < inf:
                 b = np.where(_holds(k, self._of.gap), b, inf)
-            return np.where((b < inf) & (size + b <= k.ceiling), b, inf)  # a NaN is none either
+            return np.where((b < inf) & fits, b, inf)  # a NaN is none either
 
     def condition(self) -> Array:
         """The condition number of each row, relative to its largest logit, shape (rows,): 0 without a truth, and

@@ -103,13 +103,20 @@ class Cells:
         return bits - self.fmt.precision + SLACK
 
     def _truth(self, index: int, bits: int, unit: int, loose: bool) -> Interval:
-        """T in units of 2^unit. Unless loose, a T below one unit is replaced by a stand-in of its sign, as in truth.exact."""
+        """T in units of 2^unit. Unless loose, a T below one unit is replaced by a stand-in of its sign, as in truth.exact, and a T
+        strictly between two units by one beside these, on the side of the coarser: what is decided lies on coarse ones.
+        """
         e = self.enclosure(index, bits)
         lo, hi, exp = hull(e) if loose else e
         t_lo, t_hi = outward(lo, hi, exp, unit)
         if lo > 0 and not t_lo and not loose:
             return 1, max(t_hi, 2)
-        return (min(t_lo, -2), -1) if hi < 0 and not t_hi and not loose else (t_lo, t_hi)
+        if hi < 0 and not t_hi and not loose:
+            return min(t_lo, -2), -1
+        if loose or exp >= unit or t_hi - t_lo > 1 or not (t_lo << (unit - exp) < lo and hi < t_hi << (unit - exp)):
+            return t_lo, t_hi
+        aside = (t_lo % 4 == 0) - (t_hi % 4 == 0)
+        return t_lo + aside, t_hi + aside
 
     def signed_ulp(self, index: int, bits: int, loose: bool = False) -> Interval:
         """(c - T) / ulp(T) in units of 2^-W; W = bits - precision + SLACK.

@@ -554,6 +554,14 @@ def test_where_the_declared_algorithm_gives_nan_there_is_no_bound(exp, fma):
     assert (bound_of("softmax/shifted", [448, -448], fmt, overflow="saturate") < INF).all()
 
 
+@pytest.mark.parametrize(("logit", "bounded"), [(-440, True), (-447, True), (-463, True), (-463.5, True), (-463.99997, False)])
+def test_what_rounds_to_the_largest_number_has_a_bound_where_nothing_overflows(logit, bounded):
+    """Up to 464, in a format whose largest number is 448."""
+    k = bounds.Declared(bounds.reference("cross_entropy"), "float32", "float32", "float8_e4m3fn", "pairwise", 2, 2)
+    x, target = np.array([[logit, 0.0]]).astype(np.float32), np.array([0])
+    assert np.isfinite(allowed([Tolerance((k,))], x[0], target[0], 1)[0][0]) == bounded
+
+
 def test_a_weight_of_zero_beside_a_probability_of_zero_has_no_bound():
     weights = np.array([[1.0, 0.0, 0.0]])
     for name, logits in (("naive", [[7.0, -18.0, 5.0]]), ("log_of_softmax", [[7.0, -18.0, 5.0]]), ("naive", [[7.0, -INF, 5.0]])):

@@ -10,11 +10,11 @@ import pytest
 
 from engine.errors import InvalidProblem
 from engine.figures import bin_edge, significant
-from engine.formats import FORMATS, saturated
+from engine.formats import FORMATS, round_array, saturated
 from engine.measurement import Measurement
 from engine.metrics import measure, worst
 from engine.model import Metrics, Problem
-from engine.truth import Truth
+from engine.truth import Truth, certified
 from tests import figures, judge, rows
 
 NAN, INF = math.nan, math.inf
@@ -529,3 +529,15 @@ def test_the_order_of_the_rows_changes_no_mean():
         assert getattr(one, name) == getattr(other, name)
     for name in ("kl", "total_variation", "backward_error"):
         assert getattr(one, name).mean == getattr(other, name).mean
+
+
+@pytest.mark.parametrize("bits", [78, 300, 9000])
+def test_an_error_on_the_edge_of_a_bin_but_for_what_no_precision_shows_is_in_the_same_bin_however_finely_a_row_is_known(bits):
+    """T is -y and less than 2^-129, or than 2^-144000: the error is just above a quarter of an ulp, which is the edge of a bin."""
+    bfloat16, form = FORMATS["bfloat16"], FORMATS["float8_e5m2"]
+    x = round_array(np.array([[0.0, -90, -99840, -99840]]), bfloat16)
+    y = round_array(np.array([[0.5, 0.000579833984375, 0.00927734375, 0.00927734375]]), bfloat16)
+    truth = certified(Problem("cross_entropy_grad", x, y), form)
+    truth.row(0, bits)
+    output = round_array(np.array([[0.02, -0.0006103515625, -0.009765625, -0.009765625]]), form)
+    assert Measurement(output, truth).percentile_ulp(50) == 0.2527223215129251
