@@ -435,7 +435,8 @@ class Rows:
         self.k, self._logits, self.extra = k, logits, extra
         self.n = logits.shape[1]
         self.parts = [slice(start, min(start + CHUNK, self.n)) for start in range(0, self.n, CHUNK)]
-        top = widen(logits.max(axis=1, keepdims=True))
+        with np.errstate(invalid="ignore"):  # of bfloat16, a NaN beside an infinity is a warning
+            top = widen(logits.max(axis=1, keepdims=True))
         self.dead = ~np.isfinite(top)
         self.m = np.where(self.dead, 0.0, top)
         self.first = np.argmax(logits, axis=1)

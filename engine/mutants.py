@@ -34,7 +34,7 @@ def _uniform(_right: Array, truth: Truth, rows: range) -> Array:
         return np.broadcast_to(((np.eye(n) - 1 / n) / n).reshape(1, -1), (len(rows), n * n)).copy()
     if given is None:
         return np.full((len(rows), 1), log(n))
-    y = np.eye(n)[given] if given.ndim == 1 else formats.widen(given)
+    y = given[:, None] == np.arange(n) if given.ndim == 1 else formats.widen(given)  # an ignored row may have no class
     whole = y.sum(axis=1, keepdims=True)
     if op == "cross_entropy":
         return np.asarray(whole * log(n))

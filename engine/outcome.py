@@ -167,7 +167,8 @@ def certify(problem: Problem, format: str, digits: int = 30) -> TruthAnswer:
 def digest(tensor: Array) -> str:
     """ "sha256:" over dtype name, 0, shape as JSON without spaces, 0, little-endian C-order bytes."""
     shape = "[" + ",".join(str(extent) for extent in tensor.shape) + "]"
-    found = sha256(f"{formats.of(tensor).name}\0{shape}\0".encode())
+    name = tensor.dtype.name if tensor.dtype.kind in "iu" else formats.of(tensor).name  # a distribution may be of integers
+    found = sha256(f"{name}\0{shape}\0".encode())
     for block in np.nditer(tensor, ("external_loop", "buffered", "zerosize_ok"), order="C", buffersize=formats.BLOCK):
         found.update(np.asarray(block).tobytes())
     return f"sha256:{found.hexdigest()}"

@@ -58,9 +58,9 @@ def verify(
     """
     policy, given = policies.find(gate)
     _check(problem.op, include, nonfinite, worst)
-    digests = _digests(problem, output, reference)
-    turn = _Turn(problem, axis)
+    given_problem, turn = problem, _Turn(problem, axis)
     problem, turned = turn.problem(problem), turn.output(output, "output")
+    digests = _digests(given_problem, ops.is_index(problem), output, reference)
     truth = certified(problem, formats.of(output))
     turned = turned.reshape(()) if truth.shape == () and turned.shape == (1,) else turned
     _fits(turned, truth, "output")
@@ -128,12 +128,12 @@ def estimate_verdict(problem: Problem, output: Array, axis: int = -1) -> float:
     return 0.9 + (1e-6 * size if fast else 6e-4 * size * (2 if op.name == "log_softmax" else 1))
 
 
-def _digests(problem: Problem, output: Array, reference: Array | None) -> dict[str, str]:
+def _digests(problem: Problem, is_index: bool, output: Array, reference: Array | None) -> dict[str, str]:
     """Of the tensors as they were posted, but for class indices, which have no format."""
     tensors = {
         "logits": problem.logits,
         "output": output,
-        "targets": None if problem.targets is None or ops.is_index(problem) else problem.targets,
+        "targets": None if is_index else problem.targets,
         "grad_output": problem.grad_output,
         "reference": reference,
     }
@@ -640,7 +640,7 @@ def _invariants(include: Collection[str], case: _Case, seen: _Seen) -> Iterator[
     """What was asked to hold beside the gate, and does not."""
     m = seen.metrics
     if "argmax" in include and m.argmax_preserved is not None:
-        live = int(np.isfinite(case.truth.raw_logits.max(axis=1).astype(float)).sum())
+        live = _live(case.truth)
         if m.argmax_preserved < live:
             lost = live - m.argmax_preserved
             yield Finding("argmax", f"{lost} of {live} rows have their largest result where the truth has not", count=lost)
@@ -649,6 +649,14 @@ def _invariants(include: Collection[str], case: _Case, seen: _Seen) -> Iterator[
         yield Finding("order", detail, count=m.rank_inversions)
     if "row_sums" in include:
         yield from _row_sums(case)
+
+
+def _live(truth: Truth) -> int:
+    """The rows that have a truth."""
+    if truth.problem.params is not NO_PARAMS:  # a mask, or a softcap, says which
+        return sum(not truth.untrue(row) for row in range(truth.rows))
+    with np.errstate(invalid="ignore"):  # of bfloat16, a NaN beside an infinity is a warning
+        return int(np.isfinite(formats.widen(truth.raw_logits.max(axis=1))).sum())
 
 
 def _row_sums(case: _Case) -> Iterator[Finding]:

@@ -358,6 +358,7 @@ def nearly(truth: Truth, rows: range) -> Array:
     found = np.empty((len(rows), truth.width))
     plain = not isinstance(truth, Parametrised)
     quick = fast.within(truth.op.name, logits, companion) if plain else np.zeros(len(rows), bool)
+    far = _FAR.get(truth.op.name)
     step = max(1, fast.CHUNK // max(logits.shape[1], truth.width))
     chosen = np.flatnonzero(quick)
     for some in (chosen[start : start + step] for start in range(0, chosen.size, step)):
@@ -365,10 +366,15 @@ def nearly(truth: Truth, rows: range) -> Array:
         block = fast.Block(truth.op.name, fast.TIERS[1], 0, logits[some], extra, fast.Buffers())
         block.prepare()
         for part in block.parts():
-            found[some, part.start : part.stop] = part.hi.T if block.axis == 0 else part.hi
+            hi = part.hi if part.masked is None or far is None else np.where(part.masked, far, part.hi)
+            found[some, part.start : part.stop] = hi.T if block.axis == 0 else hi
     for row in np.flatnonzero(~quick).tolist():
         found[row] = [e if isinstance(e, float) else _middle(e) for e in truth.row(rows.start + row, truth.bits)]
     return found
+
+
+_FAR = {"log_softmax": float("-inf"), "cross_entropy": float("inf")}
+"""What is infinite where a logit is -inf, by op; the fast tiers tell only where that is."""
 
 
 def _middle(e: tuple[int, int, int]) -> float:

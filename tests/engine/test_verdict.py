@@ -340,6 +340,73 @@ def test_digests_are_of_what_was_posted():
     assert found.digests == {"logits": digest(x), "output": digest(output), "reference": digest(output)}
 
 
+def test_class_indices_have_no_digest_whatever_the_axis_and_integer_weights_have_one():
+    from engine import digest
+
+    x, y = logits(5, 3), np.eye(3, dtype=np.int64)[[0, 1, 2, 0, 1]]
+    for op in ("cross_entropy", "cross_entropy_grad"):
+        told = Problem(op, x, np.array([4, 2, 0]))
+        found = verify(told, np.zeros(3 if op == "cross_entropy" else (5, 3), np.float32), axis=0)
+        assert list(found.digests) == ["logits", "output"]
+        told = Problem(op, x, y)
+        found = verify(told, np.zeros(5 if op == "cross_entropy" else (5, 3), np.float32))
+        assert found.digests["targets"] == digest(y) != digest(y.astype(np.int32))
+
+
+def test_a_gate_is_tested_also_where_rows_are_ignored():
+    from engine import Params
+
+    told = Problem("cross_entropy", logits(3, 4), np.array([-100, 1, 2]), params=Params(ignore_index=-100, z_loss=0.5))
+    output = verify(told, np.zeros(3, np.float32), include=["elements"]).truth
+    found = verify(told, output, Gate("max_ulp", {"ulps": 1.0}))
+    assert found.verdict == "pass"
+    assert found.gate.self_test.caught == ("zeros", "uniform", "rolled", "negated", "half", "narrowed")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_what_is_nearly_the_truth_is_infinite_where_that_is(op):
+    x = np.array(
+        [[-INF, 0.0, 1.5, -INF], [0.0, 1.0, 2.0, 3.0], [-INF, -INF, 2.0, -INF], [-INF] * 4, [INF, 0, 0, 1], [NAN, 0, 0, 0]]
+    )
+    weights = np.array([[0.5, 0.0, 0.5, 0.0], [0.25] * 4, [0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]])
+    given = [np.array([0, 1, 2, 0, 0, 0]), weights, weights[::-1]] if op.startswith("cross_entropy") else [None]
+    for targets in given:
+        truth = Truth(Problem(op, x, targets, np.arange(24.0).reshape(6, 4) if op == "softmax_vjp" else None), F32)
+        right = widen(truth.rounded()).reshape(6, -1)
+        assert np.allclose(nearly(truth, range(6)), right, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+def test_a_gate_that_lets_zeros_through_is_vacuous_beside_a_masked_logit_too():
+    x = np.array([[-INF, 0.0, 1.5]], np.float32)
+    told = Problem("log_softmax", x)
+    found = verify(told, made("log_softmax", x), Gate("allclose", {"rtol": 0.0, "atol": 1e6}))
+    assert (found.verdict, found.gate.self_test.missed[0]) == ("inconclusive", "zeros")
+    assert verify(told, np.array([[-INF, 0.0, 0.0]], np.float32)).gate.self_test.caught
+
+
+def test_a_nan_beside_an_infinity_is_no_warning():
+    x = np.array([[np.inf, NAN, 1.0]]).astype(FORMATS["bfloat16"].dtype)
+    assert verify(Problem("softmax", x), np.full((1, 3), NAN, np.float32), include=["argmax"]).verdict == "pass"
+
+
+def test_the_invariant_of_the_argmax_is_of_the_rows_that_have_a_truth_with_these_params():
+    from engine import Params
+
+    def judged(params, x, **output):
+        told = Problem("softmax", x, params=params)
+        right = verify(told, np.zeros_like(x), Gate("max_ulp", {"ulps": 1e15}), include=["elements"]).truth
+        for row in output.get("wrong", []):
+            right[row] = right[row][::-1]
+        return verify(told, right, include=["argmax"])
+
+    x = np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]], np.float32)
+    gone = Params(scale=0.7, mask=np.array([[True] * 3, [False] * 3]))
+    assert "argmax" not in kinds(judged(gone, x))
+    x[0, 2] = np.inf  # which a softcap makes finite
+    found = judged(Params(softcap=3.0), x, wrong=[0])
+    assert "1 of 2 rows" in next(f.detail for f in found.findings if f.kind == "argmax")
+
+
 def test_mutants_have_a_name_each_and_none_is_the_truth():
     assert set(mutants(F32)) == set(MUTANTS)
     assert "narrowed" not in mutants(FORMATS["float8_e5m2"])
