@@ -26,8 +26,8 @@ EXACT_INTEGER = 1 << 53
 def encode(value: Any) -> Any:
     """Dataclasses to objects, arrays to nested lists, floats to numbers or the three strings.
 
-    A None in `values`, `truth` or `reference`, which were not asked for, is left out, and what a finding has no use for; any other
-    None is a null. The parameters of a gate stand beside its policy, as they are given.
+    A None in `values`, `truth`, `reference` or `sample`, which were not asked for, is left out, and what a finding has no use for;
+    any other None is a null. The parameters of a gate stand beside its policy, as they are given.
     """
     kind = type(value)
     if kind is float:
@@ -72,7 +72,7 @@ def _without(*names: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 _LAID_OUT: Mapping[type, Callable[[dict[str, Any]], dict[str, Any]]] = {
     Outcome: _without("values", "truth"),
-    Verdict: _without("truth", "reference"),
+    Verdict: _without("truth", "reference", "sample"),
     Finding: lambda told: {k: v for k, v in told.items() if v not in (None, [])},
     Gated: lambda told: {"policy": told["policy"], **told["parameters"], **_without("parameters")({**told, "parameters": None})},
 }

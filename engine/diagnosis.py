@@ -51,8 +51,10 @@ class Posted:
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    """One row of an output beside T, in binary64: of results of one number a row, all the rows that are looked at."""
+    """One row of an output beside T, in binary64: of results of one number a row, all the rows that are looked at. place: among the
+    rows of the truth; number: what it is called."""
 
+    place: int
     number: int
     got: Array
     true: Array
@@ -87,7 +89,8 @@ def _findings(posted: Posted) -> list[Finding]:
 
 def where(truth: Truth, index: int) -> str:
     """A flat index of an output in words."""
-    row, column = divmod(index, truth.width)
+    place, column = divmod(index, truth.width)
+    row = truth.number(place)
     if truth.op.output == "rows":
         return f"row {row}"
     if truth.op.output == "jacobian":
@@ -104,10 +107,10 @@ def _rows(posted: Posted) -> Iterator[_Row]:
     if truth.width == 1:
         chosen = sorted({*posted.worst})
         true = np.concatenate([nearly(truth, range(row, row + 1))[0] for row in chosen])
-        yield _Row(chosen[0], formats.widen(flat[chosen, 0]), true, truth.fmt)
+        yield _Row(chosen[0], truth.number(chosen[0]), formats.widen(flat[chosen, 0]), true, truth.fmt)
         return
     for row in list(dict.fromkeys(index // truth.width for index in posted.worst))[:ROWS]:
-        yield _Row(row, formats.widen(flat[row]), nearly(truth, range(row, row + 1))[0], truth.fmt)
+        yield _Row(row, truth.number(row), formats.widen(flat[row]), nearly(truth, range(row, row + 1))[0], truth.fmt)
 
 
 # ---- what the errors have in common ------------------------------------------------------------------------------------
@@ -118,7 +121,8 @@ def _void(posted: Posted, rows: Sequence[_Row]) -> Iterator[Finding]:
     m, truth = posted.metrics, posted.truth
     if m.false_zero_count:
         all_zero = m.zero_count == m.n >= 8
-        what = "the output is empty" if all_zero else _empty_rows(posted) or _unwritten(rows)
+        empty = "the output is empty" if truth.numbers is None else "nothing that was judged is anything else"
+        what = empty if all_zero else _empty_rows(posted) or _unwritten(rows)
         detail = f"{m.false_zero_count} of {m.n} elements are 0 though the truth is a normal {truth.fmt.name}"
         yield Finding("empty" if all_zero else "zeros", f"{detail}{': ' * bool(what)}{what}", count=m.false_zero_count)
     if m.nan_unexpected:
@@ -135,6 +139,7 @@ def _empty_rows(posted: Posted) -> str:
     empty = np.flatnonzero(~flat.any(axis=1))
     if posted.truth.width < 2 or not 0 < empty.size < len(flat):
         return ""
+    empty = np.array([posted.truth.number(row) for row in empty.tolist()])
     together = empty[-1] - empty[0] + 1 == empty.size > 1
     which = (
         f"rows {empty[0]} to {empty[-1]} are" if together else f"{empty.size} rows are" if empty.size > 1 else f"row {empty[0]} is"
@@ -170,14 +175,14 @@ def _masked(posted: Posted, rows: Sequence[_Row]) -> Iterator[Finding]:
     truth = posted.truth
     if posted.metrics.nan_missing and truth.width > 1:
         for row in rows:
-            if (truth.logits(row.number) == -inf).all():
+            if (truth.logits(row.place) == -inf).all():
                 value = f"{row.got[0]:.6g} everywhere" if (row.got == row.got[0]).all() else "not NaN"
                 way = 'if that is meant, say so: nonfinite "masked_zero" or "masked_uniform"'
                 detail = f"row {row.number} is masked altogether (all -Infinity) and has no truth; the output is {value}"
                 yield Finding("masked", f"{detail}; {way}", row=row.number)
                 return
     for row in rows:
-        gone = truth.logits(row.number) == -inf if truth.width == truth.raw_logits.shape[1] > 1 else np.zeros(row.got.size, bool)
+        gone = truth.logits(row.place) == -inf if truth.width == truth.raw_logits.shape[1] > 1 else np.zeros(row.got.size, bool)
         if gone.any() and not gone.all() and (np.isnan(row.got) == gone).all():
             detail = f"row {row.number} is NaN exactly where the logit is masked (-Infinity): an infinity there was multiplied by 0"
             yield Finding("masked", detail, row=row.number)

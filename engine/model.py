@@ -270,6 +270,24 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """How many rows of an output are to be judged, at least 1, and what else they depend on but the tensors (engine.sampling)."""
+
+    rows: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Rows that were judged, of how many. strata: how many each gave (engine.sampling), "all" where nothing was left out."""
+
+    rows: int
+    of: int
+    seed: int
+    strata: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Gate:
     """A policy (engine.policies) with its parameters."""
 
@@ -319,7 +337,8 @@ class Gated:
 @dataclass(frozen=True, eq=False)
 class Verdict:
     """An output made elsewhere, judged. format: the output's; digests: of the tensors as they were posted; reference: figures of
-    the reference against the same truth, where one was posted; truth: correctly rounded, where it was asked for."""
+    the reference against the same truth, where one was posted; truth: correctly rounded, where it was asked for. sample: which rows
+    were judged, where that was asked for: everything but rows, digests and repeated runs is of these, under their own numbers."""
 
     verdict: str
     op: str
@@ -338,6 +357,7 @@ class Verdict:
     engine: Engine
     reference: Metrics | None = None
     truth: Array | None = None
+    sample: Sampled | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,17 +6,33 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import fsum
+from typing import Any
 
 import numpy as np
 
-from engine import bounds, formats, ops, policies
+from engine import bounds, formats, ops, policies, sampling
 from engine.bounds import Tolerance
 from engine.diagnosis import Posted, findings, where
 from engine.errors import InvalidProblem, UnknownName, quoted
 from engine.measurement import Allowances, Measurement, Tolerated
 from engine.metrics import measure as measure_exactly
 from engine.metrics import worst as worst_of
-from engine.model import NO_PARAMS, Array, Bound, Certificate, Finding, Gate, Gated, Metrics, Problem, SelfTest, Verdict, Worst
+from engine.model import (
+    NO_PARAMS,
+    Array,
+    Bound,
+    Certificate,
+    Finding,
+    Gate,
+    Gated,
+    Metrics,
+    Problem,
+    Sample,
+    Sampled,
+    SelfTest,
+    Verdict,
+    Worst,
+)
 from engine.mutants import mutants, mutate
 from engine.outcome import MAX_WORST, changes_much, digest, is_fast, this_engine
 from engine.parameters import Value
@@ -43,6 +59,7 @@ def verify(
     map: Map = map,
     audit: int = 0,
     axis: int = -1,
+    sample: Sample | None = None,
 ) -> Verdict:
     """Judge an output made elsewhere against the certified truth of a problem, its tensors taken exactly as stored.
 
@@ -50,7 +67,8 @@ def verify(
     parameters. nonfinite: what rows without a truth must be. reference: another output, in any format, audited by the same truth.
     outputs: repeated runs, which must have the same bits. include: "elements" (the truth, correctly rounded, in the answer),
     "ranks" (the figure), and invariants that must hold beside the gate: "row_sums", "order", "argmax". worst, map, audit and
-    errors as for evaluate. axis: the one that is reduced, of tensors of the logits' shape as they are given.
+    errors as for evaluate. axis: the one that is reduced, of tensors of the logits' shape as they are given. sample: how many of
+    the rows are judged (engine.sampling), all if None; what "strict" forbids and repeated runs are looked at in all of them.
 
     In this order: a special mismatch, or what `nonfinite` forbids: fail. The gate lets zeros through: inconclusive, but an element
     beyond both the gate and what any arithmetic in use does (policies.wide): fail. An allclose tolerance below half an ulp:
@@ -58,20 +76,29 @@ def verify(
     """
     policy, given = policies.find(gate)
     _check(problem.op, include, nonfinite, worst)
-    given_problem, turn = problem, _Turn(problem, axis)
+    posted, turn = problem, _Turn(problem, axis, copied=sample is None)
     problem, turned = turn.problem(problem), turn.output(output, "output")
-    digests = _digests(given_problem, ops.is_index(problem), output, reference)
+    digests = _digests(posted, ops.is_index(problem), output, reference)
+    others = None if reference is None else turn.output(reference, "reference")
+    shape = ops.output_shape(problem)
+    turned = turned.reshape(()) if shape == () and turned.shape == (1,) else turned
+    _fits(turned, shape, "output")
+    drawn = None if sample is None else _drawn(problem, turned, sample, nonfinite, include)
+    place = _Place(turn, shape, ops.OPS[problem.op].width(problem.logits.shape[-1]), None if drawn is None else drawn.rows)
+    forbidden = list(_strict(problem, turned, nonfinite, place))
+    if drawn is not None:
+        others = None if others is None else drawn.output(_fits(others, shape, "reference"), problem)
+        problem, turned = drawn.problem(problem), drawn.output(turned, problem)
     truth = certified(problem, formats.of(output))
-    turned = turned.reshape(()) if truth.shape == () and turned.shape == (1,) else turned
-    _fits(turned, truth, "output")
-    settled, judged, masked = _settled(problem, turned, nonfinite)
+    settled, judged, masked = _settled(problem, turned, nonfinite, place)
     case = _Case(judged, truth if settled is problem else certified(settled, truth.fmt), changes_much(settled, truth), map)
-    audited = None if reference is None else _audited(settled, turn.output(reference, "reference"), map)
+    truth.numbers = case.truth.numbers = place.numbers
+    audited = None if others is None else _audited(settled, others, map)
     ruled = _Ruled(case, policy, given, audited, ranks="ranks" in include or "order" in include, count=worst, audit=audit)
     test = _self_test(case, policy, given, audited)
-    seen, place = ruled.seen, _Place(turn, truth.shape)
+    seen = ruled.seen
     demands = [
-        *_special(case, seen, place), *masked, *_strict(problem, turned, nonfinite), *_repeated(output, outputs),
+        *_special(case, seen, place), *masked, *forbidden, *_repeated(output, outputs),
         *_invariants(include, case, seen),
     ]  # fmt: skip
     verdict, kind = ("fail", "beyond" if ruled.broken else "") if demands else _decided(ruled, test)
@@ -79,25 +106,42 @@ def verify(
     why = [_reason(kind, ruled, bad, place)] if kind else []
     posted = Posted(case.truth, case.output, seen.metrics, bad if verdict != "pass" else ())
     beside = [] if audited is None else [_of_reference(audited)]
+    told = None if sample is None else drawn.told if drawn else sampling.everything(truth.rows, sample)
     return Verdict(
         verdict=verdict,
         op=problem.op,
-        rows=truth.rows,
+        rows=drawn.told.of if drawn else truth.rows,
         n=problem.logits.shape[-1],
         logits_dtype=formats.of(problem.logits).name,
         format=truth.fmt.name,
-        findings=(*demands, *why, *findings(posted), *beside),
+        findings=(*demands, *why, *findings(posted), *beside, *_of_sample(told)),
         metrics=place.metrics(seen.metrics),
-        worst=tuple(replace(row, index=turn.index(row.index)) for row in seen.worst),
-        bound=ruled.bound,
+        worst=tuple(replace(row, index=place(case.flat(row))) for row in seen.worst),
+        bound=place.bound(ruled.bound),
         gate=Gated(gate.policy, given, policy.rule, _declared(ruled), test, ruled.vacuous_fraction),
         nonfinite=nonfinite,
-        certificate=seen.certificate,
+        certificate=replace(seen.certificate, coverage=1.0 if drawn is None else drawn.told.rows / drawn.told.of),
         digests=digests,
         engine=this_engine(),
-        reference=audited,
+        reference=audited and place.metrics(audited),
         truth=turn.back(truth.rounded()) if "elements" in include else None,
+        sample=told,
     )
+
+
+def _drawn(problem: Problem, output: Array, sample: Sample, nonfinite: str, include: Collection[str]) -> sampling.Drawn | None:
+    """The rows that are judged, None: all."""
+    found = sampling.draw(problem, output, sample, nonfinite)
+    if found and "elements" in include:
+        raise InvalidProblem('include "elements" is the truth of all rows, and a sample has some: leave one of the two out')
+    return found
+
+
+def _of_sample(told: Sampled | None) -> Iterator[Finding]:
+    """What a sample leaves open."""
+    if told and told.rows < told.of:
+        detail = f"{told.rows} of {told.of} rows were judged: verdict and figures are of these, and say nothing sure of the others"
+        yield Finding("sample", detail, count=told.rows)
 
 
 def _declared(ruled: _Ruled) -> dict[str, Value] | None:
@@ -118,14 +162,17 @@ def _declared(ruled: _Ruled) -> dict[str, Value] | None:
     }
 
 
-def estimate_verdict(problem: Problem, output: Array, axis: int = -1) -> float:
+def estimate_verdict(problem: Problem, output: Array, axis: int = -1, sample: Sample | None = None) -> float:
     """Seconds that verify may take on one slow core, of an output that fails: a planning figure, from element counts alone."""
-    problem = _Turn(problem, axis).problem(problem)
+    problem = _Turn(problem, axis, copied=False).problem(problem)
     op = ops.check(problem)
-    outputs = problem.logits.size // problem.logits.shape[-1] * op.width(problem.logits.shape[-1])
-    size = int(problem.logits.size + outputs)
+    n: int = problem.logits.shape[-1]
+    rows: int = problem.logits.size // n
+    judged = rows if sample is None else min(rows, sample.rows)
+    size = judged * (n + op.width(n))
+    look = 0.0 if judged == rows else 3e-8 * rows * (n + op.width(n))
     fast = problem.params is NO_PARAMS and is_fast(op.name, formats.of(output), size)
-    return 0.9 + (1e-6 * size if fast else 6e-4 * size * (2 if op.name == "log_softmax" else 1))
+    return 0.9 + look + (1e-6 * size if fast else 6e-4 * size * (2 if op.name == "log_softmax" else 1))
 
 
 def _digests(problem: Problem, is_index: bool, output: Array, reference: Array | None) -> dict[str, str]:
@@ -140,17 +187,18 @@ def _digests(problem: Problem, is_index: bool, output: Array, reference: Array |
     return {name: digest(tensor) for name, tensor in tensors.items() if tensor is not None}
 
 
-def _fits(output: Array, truth: Truth, name: str) -> None:
-    """Raises InvalidProblem for an output of another shape than the truth."""
-    if output.shape != truth.shape:
-        mean = "; a number for each row, not their mean (reduction none)" if truth.shape and output.size == 1 else ""
-        raise InvalidProblem(f"{name} has shape {list(output.shape)}; for these logits it must be {list(truth.shape)}{mean}")
+def _fits(output: Array, shape: tuple[int, ...], name: str) -> Array:
+    """The output. Raises InvalidProblem where it has another shape."""
+    if output.shape != shape:
+        mean = "; a number for each row, not their mean (reduction none)" if shape and output.size == 1 else ""
+        raise InvalidProblem(f"{name} has shape {list(output.shape)}; for these logits it must be {list(shape)}{mean}")
+    return output
 
 
 def _audited(problem: Problem, reference: Array, map: Map) -> Metrics:
     """The figures of a reference against the same truth, in its own format."""
     truth = certified(problem, formats.of(reference))
-    _fits(reference, truth, "reference")
+    _fits(reference, truth.shape, "reference")
     case = _Case(reference, truth, changes_much(problem, truth), map)
     return case.seen(case.tight, case.tight).metrics
 
@@ -189,51 +237,44 @@ _HAVE: Mapping[str, tuple[str, ...]] = {
 
 
 class _Turn:
-    """The reduced axis brought to the end, and back."""
+    """The reduced axis brought to the end, and back. copied: whether tensors are then laid out anew."""
 
-    def __init__(self, problem: Problem, axis: int) -> None:
+    def __init__(self, problem: Problem, axis: int, copied: bool = True) -> None:
         rank = problem.logits.ndim
         if not -rank <= axis < max(rank, 1):
             raise InvalidProblem(f"axis is {axis}; logits of rank {rank} have axes {-rank} to {rank - 1}")
-        self.axis, self._shape = axis % max(rank, 1), problem.logits.shape
+        self.axis, self._shape, self._copied = axis % max(rank, 1), problem.logits.shape, copied
         self.plain = self.axis == rank - 1
         self.whole = ops.OPS[problem.op].output == "logits"
 
-    def _moved(self, tensor: Array | None) -> Array | None:
-        same = tensor is not None and tensor.shape == self._shape and not self.plain
-        return np.ascontiguousarray(np.moveaxis(tensor, self.axis, -1)) if same and tensor is not None else tensor
+    def _moved(self, tensor: Array) -> Array:
+        moved = np.moveaxis(tensor, self.axis, -1) if tensor.shape == self._shape else tensor
+        return np.ascontiguousarray(moved) if self._copied else moved
 
     def problem(self, problem: Problem) -> Problem:
         """With the axis at the end."""
         if self.plain:
             return problem
         params = problem.params if problem.params.mask is None else replace(problem.params, mask=self._moved(problem.params.mask))
-        moved = [self._moved(tensor) for tensor in (problem.logits, problem.targets, problem.grad_output)]
-        assert moved[0] is not None
-        return Problem(problem.op, moved[0], moved[1], moved[2], params)
+        targets, grad_output = problem.targets, problem.grad_output
+        targets = None if targets is None else self._moved(targets)
+        grad_output = None if grad_output is None else self._moved(grad_output)
+        return Problem(problem.op, self._moved(problem.logits), targets, grad_output, params)
 
     def output(self, output: Array, name: str) -> Array:
         """An output of the posted shape."""
-        if not self.whole or self.plain:
-            return output
-        if output.shape != self._shape:
-            raise InvalidProblem(f"{name} has shape {list(output.shape)}; for these logits it must be {list(self._shape)}")
-        return np.ascontiguousarray(np.moveaxis(output, self.axis, -1))
+        return self._moved(_fits(output, self._shape, name)) if self.whole and not self.plain else output
 
     def back(self, values: Array) -> Array:
         """What has the shape of the output, as it was posted."""
         return values if not self.whole or self.plain else np.moveaxis(values, -1, self.axis)
 
-    def posted(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The posted shape of the turned output."""
-        return self.index(shape)
-
     def index(self, index: tuple[int, ...]) -> tuple[int, ...]:
-        """Where an element of the turned output was posted."""
+        """Where an element of the turned output was posted; of its shape, the posted one."""
         return index if not self.whole or self.plain else (*index[: self.axis], index[-1], *index[self.axis : -1])
 
 
-def _settled(problem: Problem, output: Array, nonfinite: str) -> tuple[Problem, Array, list[Finding]]:
+def _settled(problem: Problem, output: Array, nonfinite: str, place: _Place) -> tuple[Problem, Array, list[Finding]]:
     """Fully masked rows as the `nonfinite` policy wants them: what is left to be judged by numbers, and what it forbids.
 
     masked_uniform: they are rows of zeros, whose truth is what is wanted. masked_zero: they are looked at here, and go on as rows
@@ -249,12 +290,16 @@ def _settled(problem: Problem, output: Array, nonfinite: str) -> tuple[Problem, 
     if nonfinite == "masked_uniform":
         return zeros, output, []
     wanted, said = _FIXED[problem.op]
-    wrong = np.flatnonzero((masked & (formats.widen(output) != wanted).any(axis=-1)).reshape(-1))
+    rows = np.flatnonzero(masked)
+    wrong = rows[(formats.widen(output[masked]) != wanted).any(axis=-1)]
     fmt = formats.of(output)
     ordinal, _ = certified(Problem(problem.op, np.zeros(problem.logits.shape[-1])), fmt).decided(0)
     right = formats.from_ordinals(np.array([ordinal]), fmt)[0]
-    detail = f"{wrong.size} rows whose logits are all -Infinity are not {said} everywhere; the first is row {next(iter(wrong), 0)}"
-    found = [Finding("masked", detail, row=int(wrong[0]), count=int(wrong.size))] if wrong.size else []
+    found = []
+    if wrong.size:
+        first = place.row(int(wrong[0]))
+        detail = f"{wrong.size} rows whose logits are all -Infinity are not {said} everywhere; the first is row {first}"
+        found = [Finding("masked", detail, row=first, count=int(wrong.size))]
     return zeros, np.where(gone, right, output), found
 
 
@@ -265,32 +310,34 @@ _FIXED: Mapping[str, tuple[float, str]] = {"softmax": (0.0, "0"), "log_softmax":
 
 def _masked(problem: Problem) -> Array:
     """Rows whose logits are all -inf, or masked."""
-    gone = formats.widen(problem.logits) == -np.inf
-    if problem.params.mask is not None:
-        gone = gone | ~problem.params.mask
-    return np.asarray(gone.all(axis=-1))
+    gone = [(sampling.kept(problem, rows) == -np.inf).all(axis=1) for rows in sampling.blocks(problem)]
+    return np.concatenate(gone).reshape(problem.logits.shape[:-1])
 
 
-def _strict(problem: Problem, output: Array, nonfinite: str) -> Iterator[Finding]:
-    """What the strict policy forbids."""
+def _strict(problem: Problem, output: Array, nonfinite: str, place: _Place) -> Iterator[Finding]:
+    """What the strict policy forbids, in all rows."""
     if nonfinite != "strict":
         return
-    x = formats.widen(problem.logits)
-    kinds = (
-        ("a NaN", np.isnan(x).any(axis=-1)),
-        ("an Infinity", (x == np.inf).any(axis=-1)),
-        ("nothing but -Infinity", _masked(problem)),
-    )
-    for what, rows in kinds:
-        if rows.any():
-            row = int(np.argmax(rows.reshape(-1)))
-            yield Finding(
-                "strict", f"{int(rows.sum())} rows of logits have {what}; the first is row {row}", row=row, count=int(rows.sum())
-            )
-    wild = ~np.isfinite(formats.widen(output))
-    if wild.any():
-        index = tuple(int(i) for i in np.argwhere(wild)[0])
-        yield Finding("strict", f"{int(wild.sum())} elements of the output are not finite", index=index, count=int(wild.sum()))
+    batch = problem.logits.shape[:-1]
+    found: dict[str, list[int]] = {"a NaN": [], "an Infinity": []}
+    for rows in sampling.blocks(problem):
+        x = formats.widen(sampling.some(problem.logits, batch, rows))
+        for what, told in (("a NaN", np.isnan(x)), ("an Infinity", x == np.inf)):
+            found[what] += rows[told.any(axis=1)].tolist()
+    found["nothing but -Infinity"] = np.flatnonzero(_masked(problem)).tolist()
+    for what, numbers in found.items():
+        if numbers:
+            detail = f"{len(numbers)} rows of logits have {what}; the first is row {numbers[0]}"
+            yield Finding("strict", detail, row=numbers[0], count=len(numbers))
+    wild, first, start = 0, None, 0
+    parts = (sampling.some(output, batch, rows) for rows in sampling.blocks(problem)) if output.ndim else iter((output,))
+    for part in parts:
+        some = np.flatnonzero(~np.isfinite(formats.widen(part)))
+        if some.size and first is None:
+            first = place.posted(start + int(some[0]))
+        wild, start = wild + some.size, start + part.size
+    if wild:
+        yield Finding("strict", f"{wild} elements of the output are not finite", index=first, count=wild)
 
 
 def _repeated(output: Array, outputs: Sequence[Array]) -> Iterator[Finding]:
@@ -299,11 +346,15 @@ def _repeated(output: Array, outputs: Sequence[Array]) -> Iterator[Finding]:
         if other.shape != output.shape or other.dtype != output.dtype:
             what = f"outputs.{number} is {formats.of(other).name} {list(other.shape)}"
             raise InvalidProblem(f"{what}; repeated runs are as the output is, {formats.of(output).name} {list(output.shape)}")
-        apart = np.flatnonzero(_bits(output) != _bits(other))
-        if apart.size:
-            index = tuple(int(i) for i in np.unravel_index(apart[0], output.shape)) if output.shape else ()
-            detail = f"run {number} differs from the output in {apart.size} of {output.size} elements: the same input, other bits"
-            yield Finding("reproducibility", detail, index=index, count=int(apart.size))
+        a, b, apart, first = _bits(output), _bits(other), 0, -1
+        for start in range(0, a.size, KEPT):
+            some = np.flatnonzero(a[start : start + KEPT] != b[start : start + KEPT])
+            first = start + int(some[0]) if some.size and not apart else first
+            apart += some.size
+        if apart:
+            index = tuple(int(i) for i in np.unravel_index(first, output.shape)) if output.shape else ()
+            detail = f"run {number} differs from the output in {apart} of {output.size} elements: the same input, other bits"
+            yield Finding("reproducibility", detail, index=index, count=apart)
 
 
 def _bits(array: Array) -> Array:
@@ -385,6 +436,10 @@ class _Case:
         """What some arithmetic in use may do."""
         return self.of(policies.wide(self.op, self.truth.fmt))
 
+    def flat(self, row: Worst) -> int:
+        """The flat index of one of the worst."""
+        return int(np.ravel_multi_index(row.index, self.truth.shape)) if self.truth.shape else 0
+
     def seen(self, own: Tolerance, judge: Tolerance, ranks: bool = False, count: int = 0, audit: int = 0) -> _Seen:
         """By the fast tiers, or by the exact path alone: the figures are the same."""
         truth = self.truth
@@ -438,8 +493,7 @@ class _Ruled:
 
     def worst(self) -> list[int]:
         """Flat indices of what is worst: special mismatches, then what is beyond the gate, by ULP error."""
-        shape, m = self.case.truth.shape, self.seen.metrics
-        named = [int(np.ravel_multi_index(row.index, shape)) if shape else 0 for row in self.seen.worst]
+        m, named = self.seen.metrics, [self.case.flat(row) for row in self.seen.worst]
         if m.argmax_ulp is not None and not named:
             named = [m.argmax_ulp]
         first = self.tolerated.first
@@ -526,23 +580,42 @@ def _fate(name: str, blocks: _Blocks, policy: Policy, given: Mapping[str, Value]
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an element of what is judged was posted. shape: of the output with the reduced axis at the end."""
+    """Where an element of what is judged was posted. shape: of the output with the reduced axis at the end; width: its elements for
+    a row; numbers: of the rows that are judged, None: all."""
 
     turn: _Turn
     shape: tuple[int, ...]
+    width: int
+    numbers: Array | None
+
+    def row(self, row: int) -> int:
+        """The number of a row that is judged."""
+        return row if self.numbers is None else int(self.numbers[row])
 
     def __call__(self, flat: int) -> tuple[int, ...]:
+        row, column = divmod(flat, self.width)
+        return self.posted(self.row(row) * self.width + column)
+
+    def posted(self, flat: int) -> tuple[int, ...]:
+        """The index of an element of the whole output."""
         index = np.unravel_index(flat, self.shape) if self.shape else ()
         return self.turn.index(tuple(int(i) for i in index))
 
     def metrics(self, metrics: Metrics) -> Metrics:
-        """With flat indices of the output as it was posted."""
-        if self.turn.plain or not self.shape:
+        """With flat indices of the output as it was posted, and numbers of rows."""
+        if (self.turn.plain and self.numbers is None) or not self.shape:
             return metrics
-        shape = self.turn.posted(self.shape)
+        shape = self.turn.index(self.shape)
         named = {name: getattr(metrics, name) for name in ("argmax_ulp", "argmax_rel")}
         flat = {name: None if at is None else int(np.ravel_multi_index(self(at), shape)) for name, at in named.items()}
-        return replace(metrics, argmax_ulp=flat["argmax_ulp"], argmax_rel=flat["argmax_rel"])
+        of_rows = {name: getattr(metrics, name) for name in ("kl", "total_variation", "backward_error")}
+        found = {name: told and replace(told, worst_row=self.row(told.worst_row)) for name, told in of_rows.items()}
+        changed: dict[str, Any] = {**flat, **found}
+        return replace(metrics, **changed)
+
+    def bound(self, bound: Bound) -> Bound:
+        """With the number of the row."""
+        return bound if bound.condition_row is None else replace(bound, condition_row=self.row(bound.condition_row))
 
 
 def _special(case: _Case, seen: _Seen, place: _Place) -> Iterator[Finding]:
@@ -554,7 +627,7 @@ def _special(case: _Case, seen: _Seen, place: _Place) -> Iterator[Finding]:
     detail = f"{m.special_mismatch} of {m.n} elements are NaN or infinite and should not be, or the reverse"
     index = None
     if some:
-        flat = int(np.ravel_multi_index(some[0].index, case.truth.shape)) if case.truth.shape else 0
+        flat = case.flat(some[0])
         detail += f"; {where(case.truth, flat)}: got {_number(some[0].got)}, truth {_number(float(some[0].expected))}"
         index = place(flat)
     yield Finding("special", detail, index=index, count=m.special_mismatch)
@@ -603,9 +676,8 @@ def _no_bound(ruled: _Ruled) -> str:
 
 def _worst(ruled: _Ruled, bad: Sequence[int]) -> str:
     """The worst element in words."""
-    shape = ruled.case.truth.shape
     for row in ruled.seen.worst:
-        flat = int(np.ravel_multi_index(row.index, shape)) if shape else 0
+        flat = ruled.case.flat(row)
         if flat in bad and row.ulp is not None:
             place = where(ruled.case.truth, flat)
             return f"; {place}: got {_number(row.got)}, truth {float(row.expected):.6g}, off by {row.ulp:.4g} ULP"
@@ -678,5 +750,5 @@ def _row_sums(case: _Case) -> Iterator[Finding]:
     if first is not None:
         total = fsum(np.exp(formats.widen(flat[first])) if case.op == "log_softmax" else formats.widen(flat[first]))
         detail = f"{wrong} of {truth.rows} rows do not add up to {target:g} within what rounding explains"
-        detail += f"; row {first} adds up to {total:.6g}"
-        yield Finding("row_sums", detail, row=first, count=wrong)
+        detail += f"; row {truth.number(first)} adds up to {total:.6g}"
+        yield Finding("row_sums", detail, row=truth.number(first), count=wrong)

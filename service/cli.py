@@ -17,7 +17,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -313,6 +313,8 @@ _POLICY = "The gate: bound, max_ulp, faithful, correctly_rounded, allclose, torc
 _SET = "A parameter of the policy, such as ulps=4 (repeatable)."
 _REPEAT = "Another run of the same kernel, whose bits must be the same (repeatable)."
 _INVARIANT = "What must hold beside the gate (repeatable)."
+_SAMPLE_ROWS = "Judge only so many rows, chosen as README says.  [default: all]"
+_SAMPLE_SEED = "What the choice of rows depends on beside the tensors.  [default: 0]"
 _URL = "Ask this service instead of computing here.  [default: none]"
 
 
@@ -332,6 +334,8 @@ _URL = "Ask this service instead of computing here.  [default: none]"
 @click.option("--reference-key", metavar="NAME", help="As --key, for --reference.")
 @click.option("--repeat", "repeats", metavar="FILE", multiple=True, help=_REPEAT)
 @click.option("--invariant", "invariants", multiple=True, type=click.Choice(["row_sums", "order", "argmax"]), help=_INVARIANT)
+@click.option("--sample-rows", type=click.IntRange(1, 2**63 - 1), help=_SAMPLE_ROWS)
+@click.option("--sample-seed", type=click.IntRange(0, 2**63 - 1), help=_SAMPLE_SEED)
 @_shown
 @click.option("--url", help=_URL)
 @click.option("--json", "as_json", is_flag=True, help="Write the answer of POST /v1/verify instead of a report.")
@@ -353,21 +357,26 @@ def verify(
     nonfinite: str,
     invariants: Sequence[str],
     axis: int,
+    sample_rows: int | None,
+    sample_seed: int | None,
     **asked: Any,
 ) -> None:
     """Judge an output made elsewhere: pass (exit status 0), fail (1) or inconclusive (4). No server is needed."""
     gate = engine.Gate(policy, dict(_parameter(given, "--set", "ulps=4") for given in settings))
+    if sample_seed is not None and sample_rows is None:
+        raise Refused("--sample-seed chooses the rows of a sample: give --sample-rows too")
+    sample = None if sample_rows is None else engine.Sample(sample_rows, sample_seed or 0)
     with _failures():
         problem = _problem(**asked, axis=axis)
         found = _output(problem, output, output_key)
         others = [_output(problem, given, None) for given in repeats]
         beside = None if reference is None else _output(problem, reference, reference_key, "reference")
         if url is not None:
-            answer = _asked(url, problem, found, gate, beside, others, axis, nonfinite, invariants)
+            answer = _asked(url, problem, found, gate, beside, others, axis, nonfinite, invariants, sample)
         else:
             options: dict[str, Any] = {"nonfinite": nonfinite, "reference": beside, "outputs": others, "include": invariants}
             with _split(problem, processes) as run, _progress():
-                options |= {"worst": 8 if worst is None else worst, "map": run, "audit": audit, "axis": axis}
+                options |= {"worst": 8 if worst is None else worst, "map": run, "audit": audit, "axis": axis, "sample": sample}
                 answer = engine.encode(engine.verify(problem, found, gate, **options))
     if as_json:
         _write(json.dumps(answer, allow_nan=False) + "\n")
@@ -386,6 +395,7 @@ def _asked(
     axis: int,
     nonfinite: str,
     invariants: Sequence[str],
+    sample: engine.Sample | None,
 ) -> Any:
     """The answer of a service. What it refuses is status 2, what it cannot do 3."""
     params = {name: value for name in _PARAMS if not _left_out(name, value := getattr(problem.params, name))}
@@ -393,7 +403,8 @@ def _asked(
         return client.verify(
             problem.op, problem.logits, output, targets=problem.targets, grad_output=problem.grad_output, reference=reference,
             outputs=repeats, params={name: v.tolist() if isinstance(v, np.ndarray) else v for name, v in params.items()},
-            gate={"policy": gate.policy, **gate.parameters}, nonfinite=nonfinite, axis=axis, include=invariants, url=url,
+            gate={"policy": gate.policy, **gate.parameters}, nonfinite=nonfinite, axis=axis, include=invariants,
+            sample=None if sample is None else asdict(sample), url=url,
         )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise Refused(str(error)) from None

@@ -134,6 +134,7 @@ def verify(
     nonfinite: str = "ieee",
     axis: int = -1,
     include: Sequence[str] = (),
+    sample: int | Mapping[str, int] | None = None,
     url: str | None = None,
     key: str | None = None,
     timeout: float = 300.0,
@@ -142,6 +143,7 @@ def verify(
 
     op, targets, grad_output, reference, outputs, params, gate, nonfinite, axis, include: as the service's documentation has them;
     gate may be the name of a policy alone. What is a tensor is told at the top of this file.
+    sample: how many rows are judged, or {"rows": 64, "seed": 1}; None: all.
     url: of the service; by default what SOFTGAUGE_URL says, else http://127.0.0.1:8000. No proxy is asked.
     key: sent as bearer; by default what SOFTGAUGE_KEY says, else none.
     timeout: seconds that may pass without a byte from the service. One that is busy is asked again as it bids, four times at most.
@@ -163,6 +165,8 @@ def verify(
         request["params"] = _plain("params", params)
     if include:
         request["include"] = list(include)
+    if sample is not None:
+        request["sample"] = dict(sample) if isinstance(sample, Mapping) else {"rows": sample}
     kind, body = _multipart(json.dumps(request, allow_nan=False).encode(), tensors)
     key = (key or os.environ.get("SOFTGAUGE_KEY") or "").strip()  # one read from a file ends with a newline
     return _asked(_checked_url(url), key, kind, body, timeout)

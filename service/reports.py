@@ -70,6 +70,9 @@ def _gate(answer: Answer) -> Iterator[str]:
         f"{fate}: {', '.join(gate['self_test'][fate])}" for fate in ("caught", "missed", "equivalent") if gate["self_test"][fate]
     ]
     yield f"the gate itself, tested: {'; '.join(tested)}"
+    if sample := answer.get("sample"):
+        strata = ", ".join(f"{name} {count}" for name, count in sample["strata"].items())
+        yield f"sample: {sample['rows']} of {sample['of']} rows, seed {sample['seed']} ({strata})"
 
 
 def _certificate(answer: Answer) -> str:

@@ -231,6 +231,19 @@ class Gate(BaseModel):
     policy: Annotated[Name, Field(description="its name", examples=["bound"])] = "bound"
 
 
+_SAMPLE = (
+    "Judge only some rows, chosen as README says; null: all. What nonfinite strict forbids, and repeated runs, are looked at in "
+    "all rows, and digests are of all."
+)
+
+
+class Sample(Strict):
+    """How many rows are judged."""
+
+    rows: Annotated[int, Field(ge=1, le=2**63 - 1, description="rows that are judged; as many as there are, or more: all")]
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1, description="the same tensors and seed give the same rows")] = 0
+
+
 DeclaredTensor = TypeAliasType("DeclaredTensor", JsonTensor | Base64Tensor | BitsTensor)
 AnyDeclared = Annotated[Any, _Documented(DeclaredTensor)]
 MaybeDeclared = Annotated[Any, _Documented(DeclaredTensor | None)]
@@ -252,6 +265,7 @@ class VerifyRequest(ProblemRequest):
         list[Literal["elements", "ranks", "row_sums", "order", "argmax"]], Field(max_length=5, description=_VERIFY_INCLUDE)
     ] = []
     worst: Annotated[int, Field(ge=0, description="How many of the worst elements are listed, at most the limit max_worst.")] = 8
+    sample: Annotated[Sample | None, Field(description=_SAMPLE)] = None
 
 
 def _digits(value: object) -> object:
@@ -970,6 +984,17 @@ class GateAnswer(BaseModel):
     vacuous_fraction: Annotated[float | None, Field(description=_VACUOUS)]
 
 
+class Sampled(BaseModel):
+    """The rows that were judged."""
+
+    rows: Annotated[int, Field(description="how many were")]
+    of: Annotated[int, Field(description="how many there are")]
+    seed: int
+    strata: Annotated[
+        dict[str, int], Field(description="how many each stratum gave: see README, A sample; all: nothing was left out")
+    ]
+
+
 class VerifyResponse(BaseModel):
     """The verdict on an output, why, where, and how far from the truth it is."""
 
@@ -989,6 +1014,7 @@ class VerifyResponse(BaseModel):
     digests: Annotated[dict[str, str], Field(description="of the tensors as they were given; " + _DIGEST)]
     engine: Engine
     reference: Annotated[Metrics | None, Field(description="the figures of the reference, where one was given")] = None
+    sample: Annotated[Sampled | None, Field(description="which rows were judged, where that was asked for")] = None
     truth: Annotated[Elements | None, Field(description="the truth, correctly rounded; only on request")] = None
 
 

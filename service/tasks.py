@@ -29,7 +29,7 @@ ASK_LESS: Mapping[str, str] = {
     "evaluate": "ask for fewer rows, formats or variants; `softgauge evaluate` computes without a server and its limits",
     "thresholds": "ask for a smaller n or another summation; `softgauge thresholds` computes without a server and its limits",
     "truth": "ask for fewer rows or digits, or `import engine` and call certify",
-    "verify": "send fewer rows; `softgauge verify` judges without a server and its limits",
+    "verify": 'send fewer rows, or have some of them judged ("sample": {"rows": 64}); `softgauge verify` has no such limits',
 }
 _LONGEST_NAME = 64  # characters of the name of a family's parameter
 _UNCHANGED = "the same request stays undecided; change that row or leave it out"
@@ -119,13 +119,15 @@ def verify(body: Given, limits: Limits, announce: Announce) -> bytes:
     if "elements" in request.include:
         _at_most(size, limits.max_response_elements, "max_response_elements", "elements in the answer", "/include")
     with engine_errors("/op"):
-        seconds = engine.estimate_verdict(problem, output, request.axis)
+        sample = None if request.sample is None else engine.Sample(request.sample.rows, request.sample.seed)
+        seconds = engine.estimate_verdict(problem, output, request.axis, sample)
     _admit(seconds, limits, announce, ASK_LESS["verify"])
     options: dict[str, Any] = {
         "nonfinite": request.nonfinite,
         "include": request.include,
         "worst": request.worst,
         "axis": request.axis,
+        "sample": sample,
     }
     with engine_errors("/gate/policy", invalid="/output"):
         verdict = engine.verify(problem, output, gate, reference=reference, outputs=outputs, audit=limits.audit_logits, **options)

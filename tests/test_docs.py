@@ -168,8 +168,9 @@ def test_fields_of_a_request() -> None:
         for name, (of, *told) in request_fields(model, model.__name__.removesuffix("Request").lower()).items():
             wanted.setdefault((name, *told), []).append(of)
     rows = {(name, "all" if len(of) == len(schemas.REQUESTS) else ", ".join(of), *told) for (name, *told), of in wanted.items()}
-    for inner, prefix in ((schemas.Inputs, "inputs."), (schemas.Params, "params.")):
-        rows |= {(name, *told) for name, told in request_fields(inner, "all", prefix).items()}
+    nested = ((schemas.Inputs, "all", "inputs."), (schemas.Params, "all", "params."), (schemas.Sample, "verify", "sample."))
+    for inner, of, prefix in nested:
+        rows |= {(name, *told) for name, told in request_fields(inner, of, prefix).items()}
     assert {tuple(row[:4]) for row in table("Fields of a request")} == rows
 
 

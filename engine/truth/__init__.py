@@ -82,9 +82,11 @@ class Truth:
 
     shape: of the output. rows: number of rows. width: output elements per row (n, 1, or n * n). Of a problem without params; of
     any, `certified` makes one. shown: the logits as given, a row each. sums: whether it is known what an output's rows sum to.
+    numbers: those of the rows, where they are some of more.
     """
 
     sums = True
+    numbers: Array | None = None
 
     def __init__(self, problem: Problem, fmt: Format) -> None:
         assert problem.params is NO_PARAMS or isinstance(self, Parametrised)
@@ -108,6 +110,10 @@ class Truth:
         self._used: dict[int, str] = {}
         self._resolved: dict[int, Resolved] = {}
         self._finest: dict[int, tuple[int, list[Enclosure]]] = {}
+
+    def number(self, index: int) -> int:
+        """What a row is called where people read of it."""
+        return index if self.numbers is None else int(self.numbers[index])
 
     def logits(self, index: int) -> Array:
         """The logits of one row, as float64."""

@@ -1,0 +1,115 @@
+"""Large inputs: samples through every entry, what the limits say, and memory that does not grow with the files."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from pydantic import ValidationError
+
+import engine
+from service import cli, client, schemas, tasks
+from service.errors import Problem
+from service.settings import Limits
+
+X = engine.generate("gaussian", 100, 8, 0, sigma=2.0).astype(np.float32)
+P = (np.exp(X.astype(float)) / np.exp(X.astype(float)).sum(axis=1, keepdims=True)).astype(np.float32)
+SAMPLE = {"rows": 10, "seed": 3}
+
+
+def posted(x, c, **more):
+    return {"op": "softmax", "logits": encoded(x), "output": encoded(c), **more}
+
+
+def encoded(tensor):
+    data = base64.b64encode(tensor.tobytes()).decode()
+    return {"dtype": str(tensor.dtype), "shape": list(tensor.shape), "encoding": "base64", "data": data}
+
+
+def verify(document, limits=None):
+    return json.loads(tasks.verify(json.dumps(document).encode(), limits or Limits(), lambda seconds: None))
+
+
+def told(problem, output):
+    sample = engine.Sample(**SAMPLE)
+    return json.loads(json.dumps(engine.encode(engine.verify(engine.Problem("softmax", problem), output, sample=sample))))
+
+
+# A sample
+
+
+def test_a_sample_through_the_service_is_that_of_the_engine():
+    found = verify(posted(X, P, sample=SAMPLE))
+    assert found["sample"] == told(X, P)["sample"]
+    assert (found["rows"], found["metrics"]["n"], found["certificate"]["coverage"]) == (100, 80, 0.1)
+    assert set(found["sample"]) == set(schemas.Sampled.model_fields)
+    assert schemas.VerifyResponse.model_validate(found).sample.rows == 10
+
+
+@pytest.mark.parametrize(
+    "sample", [{"rows": 0}, {"rows": 1.5}, {"rows": True}, {"seed": 1}, {"rows": 1, "seed": -1}, {"rows": 2**63}, 5]
+)
+def test_no_sample_is_refused_by_its_place(sample):
+    with pytest.raises(Problem) as caught:
+        verify(posted(X, P, sample=sample))
+    assert caught.value.kind == "invalid"
+    assert caught.value.errors[0].pointer.startswith("/sample")
+    with pytest.raises(ValidationError):
+        schemas.Sample.model_validate(sample)
+
+
+def test_what_takes_too_long_whole_is_offered_a_sample():
+    x, limits = np.zeros((2000, 64), np.float32), Limits(estimate_seconds=1.0)
+    with pytest.raises(Problem, match=r'"sample": \{"rows": 64\}') as caught:
+        verify(posted(x, x + 1 / 64), limits)
+    assert caught.value.kind == "too-long"
+    assert verify(posted(x, x + 1 / 64, sample=SAMPLE), limits)["verdict"] == "pass"
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Options that name the tensors as files."""
+    for name, tensor in (("logits", X), ("output", P)):
+        np.save(tmp_path / f"{name}.npy", tensor)
+    return ["verify", "--op", "softmax", "--logits", f"{tmp_path}/logits.npy", "--output", f"{tmp_path}/output.npy"]
+
+
+def test_a_sample_on_the_command_line(stored):
+    asked = [*stored, "--sample-rows", "10", "--sample-seed", "3"]
+    done = CliRunner().invoke(cli.main, asked)
+    assert done.exit_code == 0
+    strata = ", ".join(f"{name} {count}" for name, count in told(X, P)["sample"]["strata"].items())
+    assert f"sample: 10 of 100 rows, seed 3 ({strata})\n" in done.stdout
+    assert "coverage 0.1\n" in done.stdout
+    assert json.loads(CliRunner().invoke(cli.main, [*asked, "--json"]).stdout) == told(X, P)
+    assert "sample" not in CliRunner().invoke(cli.main, stored).stdout
+
+
+def test_a_seed_alone_is_no_sample(stored):
+    done = CliRunner().invoke(cli.main, [*stored, "--sample-seed", "3"])
+    assert (done.exit_code, "give --sample-rows too" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("given", "sent"), [(None, {}), (10, {"sample": {"rows": 10}}), (SAMPLE, {"sample": SAMPLE})])
+def test_a_sample_is_sent(monkeypatch, stored, given, sent):
+    asked = []
+    monkeypatch.setattr(client, "_asked", lambda url, key, kind, body, timeout: asked.append(b"".join(body)) or told(X, P))
+    client.verify("softmax", X, P, sample=given)
+    if given is SAMPLE:
+        CliRunner().invoke(cli.main, [*stored, "--url", "http://localhost", "--sample-rows", "10", "--sample-seed", "3"])
+    for body in asked:
+        request = json.loads(body[body.index(b'{"op"') :].split(b"\r\n")[0])
+        assert {name: value for name, value in request.items() if name == "sample"} == sent
+
+
+# The limits
+
+
+def test_a_vocabulary_by_base64_with_default_settings():
+    x = engine.generate("gaussian", 1, 128256, 0, sigma=1.0).astype(np.float32)
+    c = np.exp(x.astype(float) - x.max())
+    right = (c / c.sum()).astype(np.float32)
+    document = posted(x, right)
+    assert len(json.dumps(document)) < Limits().max_body_bytes
+    assert verify(document)["verdict"] == "pass"
