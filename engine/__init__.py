@@ -26,6 +26,7 @@ from engine.ops import output_shape
 from engine.outcome import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint, measure
 from engine.paper import bhh
 from engine.policies import check_gate
+from engine.repro import Case, Repro, minimise
 from engine.variants import name_of as variant_name
 from engine.variants import names_of as variant_names
 from engine.verdict import estimate_verdict, verify
@@ -36,6 +37,7 @@ __all__ = [
     "SCHEMA",
     "VERSION",
     "Axes",
+    "Case",
     "Disagreement",
     "EngineError",
     "Evaluation",
@@ -48,6 +50,7 @@ __all__ = [
     "Outcome",
     "Params",
     "Problem",
+    "Repro",
     "Thresholds",
     "TruthAnswer",
     "Undecided",
@@ -68,6 +71,7 @@ __all__ = [
     "fingerprint",
     "generate",
     "measure",
+    "minimise",
     "output_shape",
     "round_array",
     "tensor",

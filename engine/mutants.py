@@ -34,11 +34,18 @@ def _uniform(_right: Array, truth: Truth, rows: range) -> Array:
         return np.broadcast_to(((np.eye(n) - 1 / n) / n).reshape(1, -1), (len(rows), n * n)).copy()
     if given is None:
         return np.full((len(rows), 1), log(n))
-    y = np.eye(n)[given] if given.ndim == 1 else formats.widen(given)
+    y = _one_hot(given, n) if given.ndim == 1 else formats.widen(given)
     whole = y.sum(axis=1, keepdims=True)
     if op == "cross_entropy":
         return np.asarray(whole * log(n))
     return np.asarray((y - whole / n) / n if op == "softmax_vjp" else whole / n - y)
+
+
+def _one_hot(targets: Array, n: int) -> Array:
+    """(rows, n)."""
+    found = np.zeros((len(targets), n))
+    found[np.arange(len(targets)), targets] = 1.0
+    return found
 
 
 def _half(right: Array, _truth: Truth, _rows: range) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import fsum
@@ -56,48 +56,96 @@ def verify(
     beyond both the gate and what any arithmetic in use does (policies.wide): fail. An allclose tolerance below half an ulp:
     inconclusive, unless an element is beyond that. Violated, but all within that: inconclusive. Violated: fail. Else pass.
     """
-    policy, given = policies.find(gate)
-    _check(problem.op, include, nonfinite, worst)
     digests = _digests(problem, output, reference)
-    turn = _Turn(problem, axis)
-    problem, turned = turn.problem(problem), turn.output(output, "output")
-    truth = certified(problem, formats.of(output))
-    turned = turned.reshape(()) if truth.shape == () and turned.shape == (1,) else turned
-    _fits(turned, truth, "output")
-    settled, judged, masked = _settled(problem, turned, nonfinite)
-    case = _Case(judged, truth if settled is problem else certified(settled, truth.fmt), changes_much(settled, truth), map)
-    audited = None if reference is None else _audited(settled, turn.output(reference, "reference"), map)
-    ruled = _Ruled(case, policy, given, audited, ranks="ranks" in include or "order" in include, count=worst, audit=audit)
-    test = _self_test(case, policy, given, audited)
-    seen, place = ruled.seen, _Place(turn, truth.shape)
-    demands = [
-        *_special(case, seen, place), *masked, *_strict(problem, turned, nonfinite), *_repeated(output, outputs),
-        *_invariants(include, case, seen),
-    ]  # fmt: skip
-    verdict, kind = ("fail", "beyond" if ruled.broken else "") if demands else _decided(ruled, test)
+    judged = Ruling(problem, output, gate, nonfinite, reference, outputs, include, worst, map, audit, axis)
+    ruled, place, truth, turn = judged.ruled, judged.place, judged.truth, judged.turn
+    verdict, kind = judged.decided
     bad = ruled.worst()
     why = [_reason(kind, ruled, bad, place)] if kind else []
-    posted = Posted(case.truth, case.output, seen.metrics, bad if verdict != "pass" else ())
-    beside = [] if audited is None else [_of_reference(audited)]
+    posted = Posted(judged.case.truth, judged.case.output, ruled.seen.metrics, bad if verdict != "pass" else ())
+    beside = [] if judged.audited is None else [_of_reference(judged.audited)]
     return Verdict(
         verdict=verdict,
         op=problem.op,
         rows=truth.rows,
-        n=problem.logits.shape[-1],
+        n=judged.problem.logits.shape[-1],
         logits_dtype=formats.of(problem.logits).name,
         format=truth.fmt.name,
-        findings=(*demands, *why, *findings(posted), *beside),
-        metrics=place.metrics(seen.metrics),
-        worst=tuple(replace(row, index=turn.index(row.index)) for row in seen.worst),
+        findings=(*judged.demands, *why, *findings(posted), *beside),
+        metrics=place.metrics(ruled.seen.metrics),
+        worst=tuple(replace(row, index=turn.index(row.index)) for row in ruled.seen.worst),
         bound=ruled.bound,
-        gate=Gated(gate.policy, given, policy.rule, _declared(ruled), test, ruled.vacuous_fraction),
+        gate=Gated(gate.policy, judged.given, judged.policy.rule, _declared(ruled), judged.self_test(), ruled.vacuous_fraction),
         nonfinite=nonfinite,
-        certificate=seen.certificate,
+        certificate=ruled.seen.certificate,
         digests=digests,
         engine=this_engine(),
-        reference=audited,
+        reference=judged.audited,
         truth=turn.back(truth.rounded()) if "elements" in include else None,
     )
+
+
+class Ruling:
+    """A verdict before it is put in words: an output beside its truth, its gate, and what else was asked of it.
+
+    Arguments and errors are those of `verify`. decided: the verdict, and the kind of its reason; demands: what fails whatever the
+    gate says.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        output: Array,
+        gate: Gate,
+        nonfinite: str,
+        reference: Array | None,
+        outputs: Sequence[Array],
+        include: Collection[str],
+        worst: int,
+        map: Map = map,
+        audit: int = 0,
+        axis: int = -1,
+    ) -> None:
+        self.policy, self.given = policies.find(gate)
+        _check(problem.op, include, nonfinite, worst)
+        self.turn = turn = Turn(problem, axis)
+        self.problem = problem = turn.problem(problem)
+        self.truth = truth = certified(problem, formats.of(output))
+        turned = _fitting(turn.output(output, "output"), truth, "output")
+        settled, judged, masked = _settled(problem, turned, nonfinite)
+        self.case = case = _Case(
+            judged, truth if settled is problem else certified(settled, truth.fmt), changes_much(settled, truth), map
+        )
+        self.audited = None if reference is None else _audited(settled, turn.output(reference, "reference"), map)
+        ranks = "ranks" in include or "order" in include
+        self.ruled = _Ruled(case, self.policy, self.given, self.audited, ranks=ranks, count=worst, audit=audit)
+        self.place = _Place(turn, truth.shape)
+        seen = self.ruled.seen
+        self.demands = [
+            *_special(case, seen, self.place), *masked, *_strict(problem, turned, nonfinite), *_repeated(output, outputs),
+            *_invariants(include, case, seen),
+        ]  # fmt: skip
+        self._blocks, self._fates = _Blocks(case), dict[str, str]()
+
+    @cached_property
+    def decided(self) -> tuple[str, str]:
+        """The verdict, and the kind of its reason."""
+        if self.demands:
+            return "fail", "beyond" if self.ruled.broken else ""
+        return _decided(self.ruled, lambda: self.fate("zeros") == "missed")
+
+    def fate(self, name: str) -> str:
+        """What the gate makes of a mutant of the truth. One is caught by one row, which is looked for from the first on."""
+        if name not in self._fates:
+            self._fates[name] = _fate(name, self._blocks, self.policy, self.given, self.audited)
+        return self._fates[name]
+
+    def self_test(self) -> SelfTest:
+        """What it makes of each."""
+        found: dict[str, list[str]] = {"caught": [], "missed": [], "equivalent": []}
+        for name in mutants(self.case.truth.fmt):
+            found[self.fate(name)].append(name)
+        return SelfTest(**{fate: tuple(names) for fate, names in found.items()})
 
 
 def _declared(ruled: _Ruled) -> dict[str, Value] | None:
@@ -120,7 +168,7 @@ def _declared(ruled: _Ruled) -> dict[str, Value] | None:
 
 def estimate_verdict(problem: Problem, output: Array, axis: int = -1) -> float:
     """Seconds that verify may take on one slow core, of an output that fails: a planning figure, from element counts alone."""
-    problem = _Turn(problem, axis).problem(problem)
+    problem = Turn(problem, axis).problem(problem)
     op = ops.check(problem)
     outputs = problem.logits.size // problem.logits.shape[-1] * op.width(problem.logits.shape[-1])
     size = int(problem.logits.size + outputs)
@@ -140,17 +188,20 @@ def _digests(problem: Problem, output: Array, reference: Array | None) -> dict[s
     return {name: digest(tensor) for name, tensor in tensors.items() if tensor is not None}
 
 
-def _fits(output: Array, truth: Truth, name: str) -> None:
-    """Raises InvalidProblem for an output of another shape than the truth."""
+def _fitting(output: Array, truth: Truth, name: str) -> Array:
+    """An output of the shape of the truth; one number may be a list of one. Raises InvalidProblem for another shape."""
+    if truth.shape == () and output.shape == (1,):
+        return output.reshape(())
     if output.shape != truth.shape:
         mean = "; a number for each row, not their mean (reduction none)" if truth.shape and output.size == 1 else ""
         raise InvalidProblem(f"{name} has shape {list(output.shape)}; for these logits it must be {list(truth.shape)}{mean}")
+    return output
 
 
 def _audited(problem: Problem, reference: Array, map: Map) -> Metrics:
     """The figures of a reference against the same truth, in its own format."""
     truth = certified(problem, formats.of(reference))
-    _fits(reference, truth, "reference")
+    reference = _fitting(reference, truth, "reference")
     case = _Case(reference, truth, changes_much(problem, truth), map)
     return case.seen(case.tight, case.tight).metrics
 
@@ -188,7 +239,7 @@ _HAVE: Mapping[str, tuple[str, ...]] = {
 # ---- the tensors, as they are judged -----------------------------------------------------------------------------------
 
 
-class _Turn:
+class Turn:
     """The reduced axis brought to the end, and back."""
 
     def __init__(self, problem: Problem, axis: int) -> None:
@@ -414,12 +465,12 @@ class _Ruled:
         return list(dict.fromkeys([*named, *([] if first is None else [first])]))
 
 
-def _decided(ruled: _Ruled, test: SelfTest) -> tuple[str, str]:
+def _decided(ruled: _Ruled, lets_zeros_through: Callable[[], bool]) -> tuple[str, str]:
     """The verdict, and the kind of its reason: rules 2 to 6."""
     told, kind = ruled.tolerated, ruled.policy.kind
     if kind in ("demand", "reference"):
         return ("fail", "beyond") if ruled.broken else ("pass", "")
-    if "zeros" in test.missed and not (kind == "bound" and told.unjudged):
+    if not (kind == "bound" and told.unjudged) and lets_zeros_through():
         return ("fail", "beyond") if ruled.beyond_both else ("inconclusive", "vacuous")
     if kind == "allclose" and told.short:
         return ("fail", "beyond") if ruled.beyond_wide.beyond else ("inconclusive", "short")
@@ -433,15 +484,6 @@ def _decided(ruled: _Ruled, test: SelfTest) -> tuple[str, str]:
 
 
 # ---- the gate, tested --------------------------------------------------------------------------------------------------
-
-
-def _self_test(case: _Case, policy: Policy, given: Mapping[str, Value], audited: Metrics | None) -> SelfTest:
-    """What the gate makes of every mutant of the truth. One is caught by one row, which is looked for from the first on."""
-    found: dict[str, list[str]] = {"caught": [], "missed": [], "equivalent": []}
-    blocks = _Blocks(case)
-    for name in mutants(case.truth.fmt):
-        found[_fate(name, blocks, policy, given, audited)].append(name)
-    return SelfTest(**{fate: tuple(names) for fate, names in found.items()})
 
 
 class _Blocks:
@@ -497,7 +539,7 @@ def _fate(name: str, blocks: _Blocks, policy: Policy, given: Mapping[str, Value]
 class _Place:
     """Where an element of what is judged was posted. shape: of the output with the reduced axis at the end."""
 
-    turn: _Turn
+    turn: Turn
     shape: tuple[int, ...]
 
     def __call__(self, flat: int) -> tuple[int, ...]:
