@@ -26,6 +26,7 @@ from engine.ops import output_shape
 from engine.outcome import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint, measure
 from engine.paper import bhh
 from engine.policies import check_gate
+from engine.repro import SECONDS as MINIMISE_SECONDS
 from engine.repro import Case, Repro, minimise
 from engine.variants import name_of as variant_name
 from engine.variants import names_of as variant_names
@@ -33,6 +34,7 @@ from engine.verdict import estimate_verdict, verify
 
 __all__ = [
     "FORMATS",
+    "MINIMISE_SECONDS",
     "NO_PARAMS",
     "SCHEMA",
     "VERSION",

@@ -31,7 +31,9 @@ from engine.truth import FAST_TIERS, Enclosure, Truth, certified, decimal, enclo
 from engine.verdict import INVARIANTS, Ruling, Turn
 
 BUDGET = 1 << 19
-"""Elements judged: about a second."""
+"""Elements judged."""
+SECONDS = 1.5
+"""That they take at most on one slow core: a planning figure."""
 LEAST = 1 << 13
 """Elements that a judgement counts for at least: as many take as long as what it does once."""
 SLOWER = 300

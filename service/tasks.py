@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 import engine
-from service import schemas, tensors
+from service import repro, schemas, tensors
 from service.errors import Finding, Problem, engine_errors, misfit, place, shown
 from service.settings import Limits
 
@@ -120,16 +120,23 @@ def verify(body: Given, limits: Limits, announce: Announce) -> bytes:
         _at_most(size, limits.max_response_elements, "max_response_elements", "elements in the answer", "/include")
     with engine_errors("/op"):
         seconds = engine.estimate_verdict(problem, output, request.axis)
+    if "repro" in request.include:  # one row is judged again, and then its parts
+        seconds += seconds * problem.logits.shape[request.axis] / problem.logits.size + engine.MINIMISE_SECONDS
     _admit(seconds, limits, announce, ASK_LESS["verify"])
+    include = [name for name in request.include if name != "repro"]
     options: dict[str, Any] = {
         "nonfinite": request.nonfinite,
-        "include": request.include,
+        "include": include,
         "worst": request.worst,
         "axis": request.axis,
     }
     with engine_errors("/gate/policy", invalid="/output"):
         verdict = engine.verify(problem, output, gate, reference=reference, outputs=outputs, audit=limits.audit_logits, **options)
-    return _written(engine.encode(verdict))
+    answer = engine.encode(verdict)
+    if "repro" in request.include:
+        found = engine.minimise(problem, output, verdict, reference, outputs, include, request.axis)
+        answer["repro"] = repro.told(found, verdict, include, limits.max_body_bytes)
+    return _written(answer)
 
 
 def _outputs(request: schemas.VerifyRequest, limits: Limits) -> tuple[tensors.Array, tensors.Array | None, list[tensors.Array]]:

@@ -15,6 +15,12 @@ OPS = ("softmax", "log_softmax", "logsumexp", "cross_entropy", "cross_entropy_gr
 getcontext().prec = 60
 
 
+@pytest.fixture(autouse=True)
+def undiagnosed(monkeypatch):
+    """Verdicts without a diagnosis, which takes most of their time and is not looked at here."""
+    monkeypatch.setattr("engine.verdict.findings", lambda _: [])
+
+
 def logits(rows, n, sigma=3.0, seed=0):
     return round_array(np.random.default_rng(seed).standard_normal((rows, n)) * sigma, F32)
 
@@ -65,14 +71,14 @@ def moved_little(given, repro):
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("op", OPS)
 def test_the_verdict_holds_and_the_truth_of_the_worst_element_with_it(op, failure):
-    given = problem(op, logits(3, 7))
+    given = problem(op, logits(2, 5))
     output = FAILURES[failure](right(given))
     found = verify(given, output)
     assert found.verdict == "fail"
     repro = minimise(given, output, found)
     case = repro.case
     assert judged(case, found).verdict == "fail"
-    assert (repro.minimal, repro.n, len(case.rows)) == (True, 7, 1)
+    assert (repro.minimal, repro.n, len(case.rows)) == (True, 5, 1)
     assert moved_little(given, repro)
     assert list(case.columns) == sorted(case.columns)
     assert np.array_equal(case.problem.logits, given.logits[np.ix_(case.rows, case.columns)])
@@ -254,6 +260,8 @@ def test_a_row_that_nothing_names_is_found_by_halves():
     assert list(repro.case.rows) == [7]
     assert "row 7 of 12" in repro.note
     assert verify(repro.case.problem, repro.case.output, gate, include=["argmax"]).verdict == "fail"
+    unnamed = replace(found, findings=(), worst=())
+    assert minimise(given, output, unnamed, include=["argmax"], budget=1).case is None
     nothing = minimise(given, output, found, include=["argmax"], budget=1)
     assert nothing.case is None
     assert "the budget of 1 elements judged no row was found" in nothing.note
@@ -299,7 +307,7 @@ def test_what_is_not_decided_is_not_taken(monkeypatch):
     assert len(minimise(given, output, found).case.columns) == 8
 
 
-@pytest.mark.parametrize(("n", "kept"), [(40, 2), (1500, 1500)])
+@pytest.mark.parametrize(("n", "kept"), [(40, 2), (1100, 1100)])
 def test_where_the_worst_element_is_right_its_truth_stays_as_it_is(n, kept):
     x = np.full((1, n), -INF, np.float32)
     x[0, :2] = 0
@@ -326,7 +334,7 @@ def test_a_verdict_that_is_open_has_one_too():
 
 
 def test_of_many_as_wrong_the_one_that_is_kept_is_told_first():
-    given = problem("softmax", logits(1, 300))
+    given = problem("softmax", logits(1, 120))
     output = right(given) * np.float32(1.5)
     output[0, 5] = np.float32(1e-9)
     found = verify(given, output)
