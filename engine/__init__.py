@@ -27,16 +27,20 @@ from engine.ops import output_shape
 from engine.outcome import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint, measure
 from engine.paper import bhh
 from engine.policies import check_gate
+from engine.repro import SECONDS as MINIMISE_SECONDS
+from engine.repro import Case, Repro, minimise
 from engine.variants import name_of as variant_name
 from engine.variants import names_of as variant_names
 from engine.verdict import estimate_verdict, verify
 
 __all__ = [
     "FORMATS",
+    "MINIMISE_SECONDS",
     "NO_PARAMS",
     "SCHEMA",
     "VERSION",
     "Axes",
+    "Case",
     "Disagreement",
     "EngineError",
     "Evaluation",
@@ -49,6 +53,7 @@ __all__ = [
     "Outcome",
     "Params",
     "Problem",
+    "Repro",
     "Sample",
     "Thresholds",
     "TruthAnswer",
@@ -70,6 +75,7 @@ __all__ = [
     "fingerprint",
     "generate",
     "measure",
+    "minimise",
     "output_shape",
     "round_array",
     "tensor",

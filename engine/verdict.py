@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import fsum
@@ -74,59 +74,107 @@ def verify(
     beyond both the gate and what any arithmetic in use does (policies.wide): fail. An allclose tolerance below half an ulp:
     inconclusive, unless an element is beyond that. Violated, but all within that: inconclusive. Violated: fail. Else pass.
     """
-    policy, given = policies.find(gate)
-    _check(problem.op, include, nonfinite, worst)
-    posted, turn = problem, _Turn(problem, axis, copied=sample is None)
-    problem, turned = turn.problem(problem), turn.output(output, "output")
-    digests = _digests(posted, ops.is_index(problem), output, reference)
-    others = None if reference is None else turn.output(reference, "reference")
-    shape = ops.output_shape(problem)
-    turned = turned.reshape(()) if shape == () and turned.shape == (1,) else turned
-    _fits(turned, shape, "output")
-    drawn = None if sample is None else _drawn(problem, turned, sample, nonfinite, include)
-    place = _Place(turn, shape, ops.OPS[problem.op].width(problem.logits.shape[-1]), None if drawn is None else drawn.rows)
-    forbidden = list(_strict(problem, turned, nonfinite, place))
-    if drawn is not None:
-        others = None if others is None else drawn.output(_fits(others, shape, "reference"), problem)
-        problem, turned = drawn.problem(problem), drawn.output(turned, problem)
-    truth = certified(problem, formats.of(output))
-    settled, judged, masked = _settled(problem, turned, nonfinite, place)
-    case = _Case(judged, truth if settled is problem else certified(settled, truth.fmt), changes_much(settled, truth), map)
-    truth.numbers = case.truth.numbers = place.numbers
-    audited = None if others is None else _audited(settled, others, map)
-    ruled = _Ruled(case, policy, given, audited, ranks="ranks" in include or "order" in include, count=worst, audit=audit)
-    test = _self_test(case, policy, given, audited)
-    seen = ruled.seen
-    demands = [
-        *_special(case, seen, place), *masked, *forbidden, *_repeated(output, outputs),
-        *_invariants(include, case, seen),
-    ]  # fmt: skip
-    verdict, kind = ("fail", "beyond" if ruled.broken else "") if demands else _decided(ruled, test)
+    judged = Ruling(problem, output, gate, nonfinite, reference, outputs, include, worst, map, audit, axis, sample)
+    ruled, place, truth, drawn = judged.ruled, judged.place, judged.truth, judged.drawn
+    verdict, kind = judged.decided
     bad = ruled.worst()
     why = [_reason(kind, ruled, bad, place)] if kind else []
-    posted = Posted(case.truth, case.output, seen.metrics, bad if verdict != "pass" else ())
-    beside = [] if audited is None else [_of_reference(audited)]
+    posted = Posted(judged.case.truth, judged.case.output, ruled.seen.metrics, bad if verdict != "pass" else ())
+    beside = [] if judged.audited is None else [_of_reference(judged.audited)]
     told = None if sample is None else drawn.told if drawn else sampling.everything(truth.rows, sample)
     return Verdict(
         verdict=verdict,
         op=problem.op,
         rows=drawn.told.of if drawn else truth.rows,
-        n=problem.logits.shape[-1],
+        n=judged.problem.logits.shape[-1],
         logits_dtype=formats.of(problem.logits).name,
         format=truth.fmt.name,
-        findings=(*demands, *why, *findings(posted), *beside, *_of_sample(told)),
-        metrics=place.metrics(seen.metrics),
-        worst=tuple(replace(row, index=place(case.flat(row))) for row in seen.worst),
+        findings=(*judged.demands, *why, *findings(posted), *beside, *_of_sample(told)),
+        metrics=place.metrics(ruled.seen.metrics),
+        worst=tuple(replace(row, index=place(judged.case.flat(row))) for row in ruled.seen.worst),
         bound=place.bound(ruled.bound),
-        gate=Gated(gate.policy, given, policy.rule, _declared(ruled), test, ruled.vacuous_fraction),
+        gate=Gated(gate.policy, judged.given, judged.policy.rule, _declared(ruled), judged.self_test(), ruled.vacuous_fraction),
         nonfinite=nonfinite,
-        certificate=replace(seen.certificate, coverage=1.0 if drawn is None else drawn.told.rows / drawn.told.of),
-        digests=digests,
+        certificate=replace(ruled.seen.certificate, coverage=1.0 if drawn is None else drawn.told.rows / drawn.told.of),
+        digests=judged.digests,
         engine=this_engine(),
-        reference=audited and place.metrics(audited),
-        truth=turn.back(truth.rounded()) if "elements" in include else None,
+        reference=judged.audited and place.metrics(judged.audited),
+        truth=judged.turn.back(truth.rounded()) if "elements" in include else None,
         sample=told,
     )
+
+
+class Ruling:
+    """A verdict before it is put in words: an output beside its truth, its gate, and what else was asked of it.
+
+    Arguments and errors are those of `verify`. decided: the verdict, and the kind of its reason; demands: what fails whatever the
+    gate says; drawn: the rows that are judged, None: all.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        output: Array,
+        gate: Gate,
+        nonfinite: str,
+        reference: Array | None,
+        outputs: Sequence[Array],
+        include: Collection[str],
+        worst: int,
+        map: Map = map,
+        audit: int = 0,
+        axis: int = -1,
+        sample: Sample | None = None,
+    ) -> None:
+        self.policy, self.given = policies.find(gate)
+        _check(problem.op, include, nonfinite, worst)
+        posted, self.turn = problem, Turn(problem, axis, copied=sample is None)
+        problem, turned = self.turn.problem(problem), self.turn.output(output, "output")
+        self.digests = _digests(posted, ops.is_index(problem), output, reference)
+        shape = ops.output_shape(problem)
+        turned = _fitting(turned, shape, "output")
+        others = None if reference is None else _fitting(self.turn.output(reference, "reference"), shape, "reference")
+        self.drawn = drawn = None if sample is None else _drawn(problem, turned, sample, nonfinite, include)
+        width = ops.OPS[problem.op].width(problem.logits.shape[-1])
+        self.place = place = _Place(self.turn, shape, width, None if drawn is None else drawn.rows)
+        forbidden = list(_strict(problem, turned, nonfinite, place))
+        if drawn is not None:
+            others = None if others is None else drawn.output(others, problem)
+            problem, turned = drawn.problem(problem), drawn.output(turned, problem)
+        self.problem, self.truth = problem, certified(problem, formats.of(output))
+        settled, judged, masked = _settled(problem, turned, nonfinite, place)
+        truth = self.truth if settled is problem else certified(settled, self.truth.fmt)
+        self.case = case = _Case(judged, truth, changes_much(settled, self.truth), map)
+        self.truth.numbers = truth.numbers = place.numbers
+        self.audited = None if others is None else _audited(settled, others, map)
+        ranks = "ranks" in include or "order" in include
+        self.ruled = _Ruled(case, self.policy, self.given, self.audited, ranks=ranks, count=worst, audit=audit)
+        seen = self.ruled.seen
+        self.demands = [
+            *_special(case, seen, place), *masked, *forbidden, *_repeated(output, outputs),
+            *_invariants(include, case, seen),
+        ]  # fmt: skip
+        self._blocks, self._fates = _Blocks(case), dict[str, str]()
+
+    @cached_property
+    def decided(self) -> tuple[str, str]:
+        """The verdict, and the kind of its reason."""
+        if self.demands:
+            return "fail", "beyond" if self.ruled.broken else ""
+        return _decided(self.ruled, lambda: self.fate("zeros") == "missed")
+
+    def fate(self, name: str) -> str:
+        """What the gate makes of a mutant of the truth. One is caught by one row, which is looked for from the first on."""
+        if name not in self._fates:
+            self._fates[name] = _fate(name, self._blocks, self.policy, self.given, self.audited)
+        return self._fates[name]
+
+    def self_test(self) -> SelfTest:
+        """What it makes of each."""
+        found: dict[str, list[str]] = {"caught": [], "missed": [], "equivalent": []}
+        for name in mutants(self.case.truth.fmt):
+            found[self.fate(name)].append(name)
+        return SelfTest(**{fate: tuple(names) for fate, names in found.items()})
 
 
 def _drawn(problem: Problem, output: Array, sample: Sample, nonfinite: str, include: Collection[str]) -> sampling.Drawn | None:
@@ -164,7 +212,7 @@ def _declared(ruled: _Ruled) -> dict[str, Value] | None:
 
 def estimate_verdict(problem: Problem, output: Array, axis: int = -1, sample: Sample | None = None) -> float:
     """Seconds that verify may take on one slow core, of an output that fails: a planning figure, from element counts alone."""
-    problem = _Turn(problem, axis, copied=False).problem(problem)
+    problem = Turn(problem, axis, copied=False).problem(problem)
     op = ops.check(problem)
     n: int = problem.logits.shape[-1]
     rows: int = problem.logits.size // n
@@ -187,8 +235,10 @@ def _digests(problem: Problem, is_index: bool, output: Array, reference: Array |
     return {name: digest(tensor) for name, tensor in tensors.items() if tensor is not None}
 
 
-def _fits(output: Array, shape: tuple[int, ...], name: str) -> Array:
-    """The output. Raises InvalidProblem where it has another shape."""
+def _fitting(output: Array, shape: tuple[int, ...], name: str) -> Array:
+    """An output of that shape; one number may be a list of one. Raises InvalidProblem for another shape."""
+    if shape == () and output.shape == (1,):
+        return output.reshape(())
     if output.shape != shape:
         mean = "; a number for each row, not their mean (reduction none)" if shape and output.size == 1 else ""
         raise InvalidProblem(f"{name} has shape {list(output.shape)}; for these logits it must be {list(shape)}{mean}")
@@ -198,7 +248,6 @@ def _fits(output: Array, shape: tuple[int, ...], name: str) -> Array:
 def _audited(problem: Problem, reference: Array, map: Map) -> Metrics:
     """The figures of a reference against the same truth, in its own format."""
     truth = certified(problem, formats.of(reference))
-    _fits(reference, truth.shape, "reference")
     case = _Case(reference, truth, changes_much(problem, truth), map)
     return case.seen(case.tight, case.tight).metrics
 
@@ -236,7 +285,7 @@ _HAVE: Mapping[str, tuple[str, ...]] = {
 # ---- the tensors, as they are judged -----------------------------------------------------------------------------------
 
 
-class _Turn:
+class Turn:
     """The reduced axis brought to the end, and back. copied: whether tensors are then laid out anew."""
 
     def __init__(self, problem: Problem, axis: int, copied: bool = True) -> None:
@@ -263,7 +312,7 @@ class _Turn:
 
     def output(self, output: Array, name: str) -> Array:
         """An output of the posted shape."""
-        return self._moved(_fits(output, self._shape, name)) if self.whole and not self.plain else output
+        return self._moved(_fitting(output, self._shape, name)) if self.whole and not self.plain else output
 
     def back(self, values: Array) -> Array:
         """What has the shape of the output, as it was posted."""
@@ -500,12 +549,12 @@ class _Ruled:
         return list(dict.fromkeys([*named, *([] if first is None else [first])]))
 
 
-def _decided(ruled: _Ruled, test: SelfTest) -> tuple[str, str]:
+def _decided(ruled: _Ruled, lets_zeros_through: Callable[[], bool]) -> tuple[str, str]:
     """The verdict, and the kind of its reason: rules 2 to 6."""
     told, kind = ruled.tolerated, ruled.policy.kind
     if kind in ("demand", "reference"):
         return ("fail", "beyond") if ruled.broken else ("pass", "")
-    if "zeros" in test.missed and not (kind == "bound" and told.unjudged):
+    if not (kind == "bound" and told.unjudged) and lets_zeros_through():
         return ("fail", "beyond") if ruled.beyond_both else ("inconclusive", "vacuous")
     if kind == "allclose" and told.short:
         return ("fail", "beyond") if ruled.beyond_wide.beyond else ("inconclusive", "short")
@@ -519,15 +568,6 @@ def _decided(ruled: _Ruled, test: SelfTest) -> tuple[str, str]:
 
 
 # ---- the gate, tested --------------------------------------------------------------------------------------------------
-
-
-def _self_test(case: _Case, policy: Policy, given: Mapping[str, Value], audited: Metrics | None) -> SelfTest:
-    """What the gate makes of every mutant of the truth. One is caught by one row, which is looked for from the first on."""
-    found: dict[str, list[str]] = {"caught": [], "missed": [], "equivalent": []}
-    blocks = _Blocks(case)
-    for name in mutants(case.truth.fmt):
-        found[_fate(name, blocks, policy, given, audited)].append(name)
-    return SelfTest(**{fate: tuple(names) for fate, names in found.items()})
 
 
 class _Blocks:
@@ -583,7 +623,7 @@ class _Place:
     """Where an element of what is judged was posted. shape: of the output with the reduced axis at the end; width: its elements for
     a row; numbers: of the rows that are judged, None: all."""
 
-    turn: _Turn
+    turn: Turn
     shape: tuple[int, ...]
     width: int
     numbers: Array | None

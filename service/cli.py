@@ -31,7 +31,7 @@ from rich.table import Table
 from rich.text import Text
 
 import engine
-from service import client, files, reports, tensors
+from service import client, files, reports, repro, tensors
 from service.errors import quoted
 from service.settings import Limits, Settings, SettingsError
 from service.split import Map, SplitError, split
@@ -302,8 +302,13 @@ def measure(
 
 def _output(problem: engine.Problem, given: str, key: str | None, name: str = "output") -> tensors.Array:
     """The output to measure; one number for one row need not be a list."""
-    found = _tensor(name, given, key, lambda value: tensors.read(value, _option(name), LIMITS))
+    found = _given_output(given, key, name)
     return found.reshape(()) if found.size == 1 and engine.output_shape(problem) == () else found
+
+
+def _given_output(given: str, key: str | None, name: str = "output") -> tensors.Array:
+    """An output as it is given."""
+    return _tensor(name, given, key, lambda value: tensors.read(value, _option(name), LIMITS))
 
 
 # ---- softgauge verify ------------------------------------------------------------------------------------------------
@@ -316,6 +321,7 @@ _INVARIANT = "What must hold beside the gate (repeatable)."
 _SAMPLE_ROWS = "Judge only so many rows, chosen as README says.  [default: all]"
 _SAMPLE_SEED = "What the choice of rows depends on beside the tensors.  [default: 0]"
 _URL = "Ask this service instead of computing here.  [default: none]"
+_REPRO = "Write the smallest case found that has the verdict there: its tensors, a script, the decimals."
 
 
 @main.command()
@@ -337,12 +343,14 @@ _URL = "Ask this service instead of computing here.  [default: none]"
 @click.option("--sample-rows", type=click.IntRange(1, 2**63 - 1), help=_SAMPLE_ROWS)
 @click.option("--sample-seed", type=click.IntRange(0, 2**63 - 1), help=_SAMPLE_SEED)
 @_shown
+@click.option("--repro", "folder", metavar="DIR", type=click.Path(path_type=Path), help=_REPRO)
 @click.option("--url", help=_URL)
 @click.option("--json", "as_json", is_flag=True, help="Write the answer of POST /v1/verify instead of a report.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Write the report as Markdown.")
 def verify(
     as_json: bool,
     as_markdown: bool,
+    folder: Path | None,
     url: str | None,
     worst: int | None,
     processes: int | None,
@@ -366,23 +374,51 @@ def verify(
     if sample_seed is not None and sample_rows is None:
         raise Refused("--sample-seed chooses the rows of a sample: give --sample-rows too")
     sample = None if sample_rows is None else engine.Sample(sample_rows, sample_seed or 0)
+    if folder is not None:
+        with _to_folder(folder):  # before anything is computed
+            repro.check(folder)
     with _failures():
         problem = _problem(**asked, axis=axis)
-        found = _output(problem, output, output_key)
-        others = [_output(problem, given, None) for given in repeats]
-        beside = None if reference is None else _output(problem, reference, reference_key, "reference")
+        found = _given_output(output, output_key)
+        others = [_given_output(given, None) for given in repeats]
+        beside = None if reference is None else _given_output(reference, reference_key, "reference")
         if url is not None:
-            answer = _asked(url, problem, found, gate, beside, others, axis, nonfinite, invariants, sample)
+            included = [*invariants, *["repro"] * (folder is not None)]
+            answer = _asked(url, problem, found, gate, beside, others, axis, nonfinite, included, sample)
         else:
             options: dict[str, Any] = {"nonfinite": nonfinite, "reference": beside, "outputs": others, "include": invariants}
             with _split(problem, processes) as run, _progress():
                 options |= {"worst": 8 if worst is None else worst, "map": run, "audit": audit, "axis": axis, "sample": sample}
-                answer = engine.encode(engine.verify(problem, found, gate, **options))
+                verdict = engine.verify(problem, found, gate, **options)
+                answer = engine.encode(verdict)
+                if folder is not None:
+                    case = engine.minimise(problem, found, verdict, beside, others, invariants, axis)
+                    answer["repro"] = repro.told(case, verdict, invariants)
+    written: list[str] = []
+    if folder is not None:
+        with _to_folder(folder):
+            written = repro.write(answer["repro"], folder)
     if as_json:
         _write(json.dumps(answer, allow_nan=False) + "\n")
     else:
         _write((reports.markdown if as_markdown else reports.text)(answer))
+        if folder is not None:
+            where = f"{', '.join(written)} in {folder}" if written else "nothing is written"
+            _write(f"\nrepro: {where}: {answer['repro']['note']}\n")
     raise click.exceptions.Exit(_STATUS[answer["verdict"]])
+
+
+@contextmanager
+def _to_folder(folder: Path) -> Iterator[None]:
+    """A folder that cannot be written to is status 2, no room in it 3."""
+    try:
+        yield
+    except repro.NotOurs as error:
+        raise Refused(f"--repro: {error}") from None
+    except OSError as error:
+        if repro.is_full(error):
+            raise Failed(f"--repro: {folder}: {error.strerror}") from None
+        raise Refused(f"--repro: {error.filename or folder}: {error.strerror or error}") from None
 
 
 def _asked(

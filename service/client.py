@@ -149,6 +149,8 @@ def verify(
     timeout: seconds that may pass without a byte from the service. One that is busy is asked again as it bids, four times at most.
     Raises ValueError or TypeError for what cannot be sent, ServiceError for what ends without a verdict.
     """
+    told = dict(params or {})
+    beside = [(name, told.pop(name), None) for name in ("mask", "weights") if _is_declared(told.get(name))]
     given = [
         ("logits", logits, "float64"),
         ("output", output, None),
@@ -156,13 +158,14 @@ def verify(
         ("targets", targets, "int64" if _integral(targets) else "float64"),
         ("grad_output", grad_output, "float64"),
         ("reference", reference, "float64"),
+        *beside,
     ]
     needed = ("logits", "output")
     tensors = {name: _tensor(name, value, bare) for name, value, bare in given if value is not None or name in needed}
     request = {"op": op, "gate": {"policy": gate} if isinstance(gate, str) else _plain("gate", gate)}
     request.update(nonfinite=nonfinite, axis=axis)
-    if params:
-        request["params"] = _plain("params", params)
+    if told:
+        request["params"] = _plain("params", told)
     if include:
         request["include"] = list(include)
     if sample is not None:
@@ -385,11 +388,17 @@ def _plain(name: str, value: Any) -> Any:
     return {"dtype": found.dtype, "shape": list(found.shape), "encoding": "base64", "data": data}
 
 
-def _safetensors(tensors: Mapping[str, _Tensor]) -> list[Buffer]:
+def file_of(tensors: Mapping[str, object], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file: of tensors, each as `verify` takes an output, and of metadata, which it begins with."""
+    return b"".join(_safetensors({name: _tensor(name, value, None) for name, value in tensors.items()}, metadata))
+
+
+def _safetensors(tensors: Mapping[str, _Tensor], metadata: Mapping[str, str] | None = None) -> list[Buffer]:
     """The parts of a safetensors file (the format: https://github.com/huggingface/safetensors): wide formats first, so that all
     are aligned."""
     rows = sorted(tensors.items(), key=lambda item: -_FORMATS[item[1].dtype].size)
-    header, end = {}, 0
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
     for name, tensor in rows:
         start, end = end, end + len(tensor.data)
         header[name] = {"dtype": _FORMATS[tensor.dtype].code, "shape": tensor.shape, "data_offsets": [start, end]}

@@ -218,7 +218,7 @@ _NONFINITE = (
 _REFERENCE = "Another output, with its dtype, audited by the same truth."
 _VERIFY_INCLUDE = (
     "elements: the truth, correctly rounded; ranks: rank_inversions. Invariants that must hold beside the gate: row_sums, order "
-    "(x_i > x_j but c_i < c_j), argmax."
+    "(x_i > x_j but c_i < c_j), argmax. repro: the smallest case found that has the verdict, to take home."
 )
 
 
@@ -262,7 +262,7 @@ class VerifyRequest(ProblemRequest):
     nonfinite: Annotated[Literal["ieee", "masked_zero", "masked_uniform", "strict"], Field(description=_NONFINITE)] = "ieee"
     axis: AnyAxis = -1
     include: Annotated[
-        list[Literal["elements", "ranks", "row_sums", "order", "argmax"]], Field(max_length=5, description=_VERIFY_INCLUDE)
+        list[Literal["elements", "ranks", "row_sums", "order", "argmax", "repro"]], Field(max_length=6, description=_VERIFY_INCLUDE)
     ] = []
     worst: Annotated[int, Field(ge=0, description="How many of the worst elements are listed, at most the limit max_worst.")] = 8
     sample: Annotated[Sample | None, Field(description=_SAMPLE)] = None
@@ -995,6 +995,33 @@ class Sampled(BaseModel):
     ]
 
 
+class Wrong(BaseModel):
+    """One of the worst elements of a case, that whose truth was kept first."""
+
+    index: Annotated[list[Index], Field(description="position in the case")]
+    posted: Annotated[list[Index], Field(description="position in the output as it was posted")]
+    got: Annotated[str, Field(description="all decimals of the output")]
+    truth: Annotated[str, Field(description="25 significant digits, the last within 1")]
+    ulp: Annotated[float | None, Field(description="null where the output or the truth is no number")]
+
+
+Ranges = list[Annotated[list[Index], Field(min_length=2, max_length=2)]]
+
+
+class Repro(BaseModel):
+    """The worst row, without the columns that its verdict does not need; only note and judged where nothing is minimised."""
+
+    note: Annotated[str, Field(description="what was kept, or why nothing is")]
+    judged: Annotated[int, Field(description="elements, as the budget of the search counts them")]
+    rows: Annotated[Ranges | None, Field(description="first and last of each run of rows that were kept")] = None
+    columns: Annotated[Ranges | None, Field(description="the same of the columns")] = None
+    dropped: Annotated[int | None, Field(description="columns")] = None
+    minimal: Annotated[bool | None, Field(description="no column more can be dropped; false: the budget was spent before")] = None
+    elements: Annotated[list[Wrong], Field(description="the worst ones, in decimals")] = []
+    safetensors: Annotated[str | None, Field(description="repro.safetensors in base64; left out above max_body_bytes")] = None
+    script: Annotated[str | None, Field(description="repro.py, which asks for the verdict on that file")] = None
+
+
 class VerifyResponse(BaseModel):
     """The verdict on an output, why, where, and how far from the truth it is."""
 
@@ -1016,6 +1043,7 @@ class VerifyResponse(BaseModel):
     reference: Annotated[Metrics | None, Field(description="the figures of the reference, where one was given")] = None
     sample: Annotated[Sampled | None, Field(description="which rows were judged, where that was asked for")] = None
     truth: Annotated[Elements | None, Field(description="the truth, correctly rounded; only on request")] = None
+    repro: Annotated[Repro | None, Field(description="the smallest case found that has the verdict; only on request")] = None
 
 
 class EvaluateResponse(BaseModel):

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 import engine
-from service import schemas, tensors
+from service import repro, schemas, tensors
 from service.errors import Finding, Problem, engine_errors, misfit, place, shown
 from service.settings import Limits
 
@@ -121,17 +121,24 @@ def verify(body: Given, limits: Limits, announce: Announce) -> bytes:
     with engine_errors("/op"):
         sample = None if request.sample is None else engine.Sample(request.sample.rows, request.sample.seed)
         seconds = engine.estimate_verdict(problem, output, request.axis, sample)
+    if "repro" in request.include:  # one row is judged again, and then its parts
+        seconds += seconds * problem.logits.shape[request.axis] / problem.logits.size + engine.MINIMISE_SECONDS
     _admit(seconds, limits, announce, ASK_LESS["verify"])
+    include = [name for name in request.include if name != "repro"]
     options: dict[str, Any] = {
         "nonfinite": request.nonfinite,
-        "include": request.include,
+        "include": include,
         "worst": request.worst,
         "axis": request.axis,
         "sample": sample,
     }
     with engine_errors("/gate/policy", invalid="/output"):
         verdict = engine.verify(problem, output, gate, reference=reference, outputs=outputs, audit=limits.audit_logits, **options)
-    return _written(engine.encode(verdict))
+    answer = engine.encode(verdict)
+    if "repro" in request.include:
+        found = engine.minimise(problem, output, verdict, reference, outputs, include, request.axis)
+        answer["repro"] = repro.told(found, verdict, include, limits.max_body_bytes)
+    return _written(answer)
 
 
 def _outputs(request: schemas.VerifyRequest, limits: Limits) -> tuple[tensors.Array, tensors.Array | None, list[tensors.Array]]:
