@@ -120,11 +120,12 @@ def minimise(
     case, ruling, minimal = search.columns(*found, spot)
     first = spot.among(np.searchsorted(found[0].columns, case.columns))
     elements = tuple(_wrong(ruling, first, _Posted(turn, shape, case)))
-    return Repro(_said(whole, case, minimal, budget), case, len(whole.columns), minimal, search.judged, elements)
+    got = float(case.output.reshape(-1)[first])
+    return Repro(_said(whole, case, minimal, budget, got), case, len(whole.columns), minimal, search.judged, elements)
 
 
-def _said(whole: Case, case: Case, minimal: bool, budget: int) -> str:
-    """What was kept."""
+def _said(whole: Case, case: Case, minimal: bool, budget: int, got: float) -> str:
+    """What was kept. got: the worst element of the output."""
     n, dropped = len(whole.columns), len(whole.columns) - len(case.columns)
     some = f"row {case.rows[0]}" if len(case.rows) == 1 else f"{len(case.rows)} rows"
     some += f" of {len(whole.rows)}" * (len(whole.rows) > 1)
@@ -132,7 +133,8 @@ def _said(whole: Case, case: Case, minimal: bool, budget: int) -> str:
         told = f"{some}, whole: none of its {n} columns can be dropped" if minimal else f"{some}, whole"
     else:
         told = f"{some}, {dropped} of {n} columns dropped"
-    rule = "the verdict holds, and the truth of the worst element moved by at most 1/8 of its error"
+    share = "its error" if isfinite(got) else "itself"
+    rule = f"the verdict holds, and the truth of the worst element moved by at most 1/8 of {share}"
     spent = f"; the budget of {budget} elements judged was spent, so more may be left than need be"
     return f"{told}; {rule}{spent * (not minimal)}"
 
@@ -496,7 +498,8 @@ def _wrong(ruling: Ruling, first: int, place: _Posted) -> Iterator[Wrong]:
     named = [int(np.ravel_multi_index(row.index, truth.shape)) if truth.shape else 0 for row in worst]
     if worst and first not in named:
         cells = Cells(ruling.case.output, truth, [first])
-        worst, named = [describe(cells, first, False), *worst[: NAMED - 1]], [first, *named]
+        special = isinstance(truth.cell(first, BITS), float) or not np.isfinite(cells.output.reshape(-1)[first])
+        worst, named = [describe(cells, first, bool(special)), *worst[: NAMED - 1]], [first, *named]
     truth.expect(named)
     for row, at in sorted(zip(worst, named, strict=False), key=lambda pair: pair[1] != first):
         got = str(Decimal(row.got)) if isfinite(row.got) else special_name(row.got)

@@ -397,7 +397,8 @@ def verify(
     written: list[str] = []
     if folder is not None:
         with _to_folder(folder):
-            written = repro.write(answer["repro"], folder)
+            script = repro.script(problem, found, others, answer["verdict"])
+            written = repro.write(answer["repro"], script, folder)
     if as_json:
         _write(json.dumps(answer, allow_nan=False) + "\n")
     else:

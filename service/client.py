@@ -142,7 +142,8 @@ def verify(
     """The answer of POST /v1/verify, as parsed JSON: verdict, findings, metrics, worst, gate, digests and so on.
 
     op, targets, grad_output, reference, outputs, params, gate, nonfinite, axis, include: as the service's documentation has them;
-    gate may be the name of a policy alone. What is a tensor is told at the top of this file.
+    gate may be the name of a policy alone; mask and weights of params may be (data, dtype, shape) too. What is a tensor is told at
+    the top of this file.
     sample: how many rows are judged, or {"rows": 64, "seed": 1}; None: all.
     url: of the service; by default what SOFTGAUGE_URL says, else http://127.0.0.1:8000. No proxy is asked.
     key: sent as bearer; by default what SOFTGAUGE_KEY says, else none.

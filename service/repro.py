@@ -67,9 +67,16 @@ def told(found: engine.Repro, verdict: engine.Verdict, include: Sequence[str] = 
         way_out = "`softgauge verify --repro` without --url writes them"
         answer["note"] += f"; its tensors have {len(stored)} bytes in base64, above max_body_bytes = {largest}: {way_out}"
         return answer
-    more = _OUTPUTS * bool(case.outputs) + _PARAMS * any(name in tensors for name in ("mask", "weights"))
-    known = {"op": verdict.op, "format": verdict.format, "verdict": verdict.verdict, "tensors": TENSORS, "more": more}
-    return {**answer, "safetensors": stored, "script": _TEXT.format(**known)}
+    return {**answer, "safetensors": stored, "script": script(case.problem, case.output, case.outputs, verdict.verdict)}
+
+
+def script(
+    problem: engine.Problem, output: np.ndarray[Any, Any], outputs: Sequence[np.ndarray[Any, Any]], verdict: str
+) -> str:  # fmt: skip
+    """That of any case of a problem: it reads the file beside it."""
+    params = problem.params.mask is not None or problem.params.weights is not None
+    more = _OUTPUTS * bool(outputs) + _PARAMS * params
+    return _TEXT.format(op=problem.op, format=output.dtype, verdict=verdict, tensors=TENSORS, more=more)
 
 
 def _ranges(numbers: np.ndarray[Any, Any]) -> list[list[int]]:
@@ -123,10 +130,10 @@ def _is_ours(path: Path) -> bool:
     return head[8 if path.name == TENSORS else 0 :].startswith(_OURS[path.name])
 
 
-def write(answer: Mapping[str, Any], folder: Path) -> list[str]:
+def write(answer: Mapping[str, Any], script: str, folder: Path) -> list[str]:
     """What `told` gave as files in a folder, which is made if there is none; their names. A file is replaced whole or not at all.
 
-    Raises NotOurs, and OSError.
+    script: what another machine says of it is data, and no code of it is written. Raises NotOurs, and OSError.
     """
     if "safetensors" not in answer:
         return []
@@ -136,7 +143,7 @@ def write(answer: Mapping[str, Any], folder: Path) -> list[str]:
     lines = [f' "{name}": {json.dumps(value, allow_nan=False)}' for name, value in told.items()]
     written = {
         TENSORS: base64.b64decode(answer["safetensors"]),
-        SCRIPT: answer["script"].encode(),
+        SCRIPT: script.encode(),
         CASE: ("{\n" + ",\n".join(lines) + "\n}\n").encode(),
     }
     made = {}

@@ -395,6 +395,15 @@ VERIFY_EXAMPLES: dict[str, dict[str, Any]] = {
             "worst": 1,
         },
     },
+    "repro": {
+        "summary": "A kernel that writes nothing, and a case to take home",
+        "value": {
+            "op": "softmax",
+            "logits": [[1, 2, 3, 4], [7, 8, -3, -4]],
+            "output": {"dtype": "float32", "shape": [2, 4], "data": [[0, 0, 0, 0], [0, 0, 0, 0]]},
+            "include": ["repro"],
+        },
+    },
 }
 
 
@@ -1002,7 +1011,7 @@ class Wrong(BaseModel):
     posted: Annotated[list[Index], Field(description="position in the output as it was posted")]
     got: Annotated[str, Field(description="all decimals of the output")]
     truth: Annotated[str, Field(description="25 significant digits, the last within 1")]
-    ulp: Annotated[float | None, Field(description="null where the output or the truth is no number")]
+    ulp: Annotated[SafeFloat | None, Field(description="ULP error; null where the output or the truth is no number")]
 
 
 Ranges = list[Annotated[list[Index], Field(min_length=2, max_length=2)]]

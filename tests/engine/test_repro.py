@@ -103,7 +103,8 @@ def test_no_column_more_can_be_dropped(failure):
     repro = minimise(given, output, found)
     columns = repro.case.columns
     assert 1 < len(columns) < 40
-    assert f"row 0, {40 - len(columns)} of 40 columns dropped; the verdict holds" in repro.note
+    assert repro.note.startswith(f"row 0, {40 - len(columns)} of 40 columns dropped; the verdict holds, and the truth of the worst")
+    assert repro.note.endswith("itself" if failure == "special" else "its error")
     for gone in set(columns) - {repro.elements[0].posted[1]}:
         less = columns[columns != gone]
         cut = Problem("softmax", given.logits[:, less])
@@ -331,6 +332,17 @@ def test_a_verdict_that_is_open_has_one_too():
         repro = minimise(given, output, found)
         assert judged(repro.case, found).verdict == found.verdict
     assert found.verdict == "inconclusive"
+
+
+def test_an_element_that_is_right_but_forbidden_is_told_without_an_error():
+    x = logits(1, 12)
+    x[0, 4] = -INF
+    given = Problem("log_softmax", x)
+    output = right(given) * np.float32(1.5)
+    repro = minimise(given, output, verify(given, output, nonfinite="strict"))
+    first, *others = repro.elements
+    assert (first.posted, first.got, first.truth, first.ulp) == ((0, 4), "-Infinity", "-Infinity", None)
+    assert all(wrong.ulp > 0 for wrong in others)
 
 
 def test_of_many_as_wrong_the_one_that_is_kept_is_told_first():

@@ -158,7 +158,7 @@ def test_the_script_gives_the_verdict_again(tmp_path, service, name, request_):
     assert answered.status_code == 200, answered.text
     answer = answered.json()
     assert answer["verdict"] == ("inconclusive" if name in ("open", "weighted") else "fail")
-    repro.write(answer["repro"], tmp_path)
+    repro.write(answer["repro"], answer["repro"]["script"], tmp_path)
     done = played(tmp_path, str(service.base_url))
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert done.stdout.count("sha256:") >= 2
@@ -187,6 +187,15 @@ def test_a_service_is_asked_for_the_case(tmp_path, service):
     run(*CASE, "--repro", tmp_path / "here")
     for name in NAMES:
         assert (tmp_path / "asked" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+
+
+def test_no_code_of_another_machine_is_written(tmp_path, monkeypatch):
+    told = {"note": "here you are", "safetensors": "", "script": "import this"}
+    answer = {**asked(logits=[0, 1], output=tensor([0, 0])), "repro": told}
+    monkeypatch.setattr(client, "verify", lambda *_, **__: answer)
+    done = run("--op", "softmax", "--logits", "0,1", "--output", "0,0", "--repro", tmp_path, "--url", "http://somewhere")
+    assert done.exit_code == 1
+    assert "import this" not in (tmp_path / "repro.py").read_text()
 
 
 # ---- digests -----------------------------------------------------------------------------------------------------------
