@@ -76,7 +76,8 @@ def mutate(name: str, right: Array, truth: Truth, rows: range) -> Array:
 
     right: results near the truth of these rows, binary64.
     """
-    broken = np.where(np.isfinite(right), MUTANTS[name](right, truth, rows), right)
+    with np.errstate(over="ignore", invalid="ignore"):  # weights may add up to more than binary64 holds
+        broken = np.where(np.isfinite(right), MUTANTS[name](right, truth, rows), right)
     if name == "narrowed":
         broken = formats.widen(formats.round_array(broken, FORMATS[NARROWER[truth.fmt.name]]))
         broken = np.where(np.isfinite(right), broken, right)

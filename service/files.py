@@ -12,6 +12,7 @@ import io
 import json
 import math
 import mmap
+import re
 import sys
 import zipfile
 import zlib
@@ -119,8 +120,8 @@ def npy(raw: memoryview) -> Array:
             raise ValueError(f".npy version {version[0]}.{version[1]}; known: 1.0, 2.0")
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, stored = read(stream)
-    except ValueError:
-        raise
+    except ValueError as error:
+        raise ValueError(first_line(error)) from None
     except Exception as error:  # noqa: BLE001  a broken header makes NumPy's reader raise anything
         raise ValueError(f"its header cannot be read: {first_line(error)}") from None
     if stored.kind not in "fiub" or stored.itemsize > 8:
@@ -134,8 +135,11 @@ def npy(raw: memoryview) -> Array:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of a library says, in one line."""
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    """What an error of a library says, in one line, the same every time: without addresses in memory."""
+    return _ADDRESS.sub("", str(error).splitlines()[0])[:200] if str(error) else type(error).__name__
+
+
+_ADDRESS = re.compile(" at 0x[0-9a-f]+")
 
 
 # ---- .npz ------------------------------------------------------------------------------------------------------------
@@ -181,8 +185,9 @@ def _npz(raw: memoryview, choose: Chooser) -> dict[str, Array]:
     wanted = {name: members[name] for name in choose(list(members))}
     packed = [member for member in wanted.values() if member.compress_type != zipfile.ZIP_STORED]
     for member in packed:
-        if member.file_size > LARGEST_RATIO * member.compress_size:
-            rule = f"unpacks to more than {LARGEST_RATIO} times its {member.compress_size} bytes"
+        size = min(member.compress_size, len(raw))  # which an archive that lies may say to be anything
+        if member.file_size > LARGEST_RATIO * size:
+            rule = f"unpacks to more than {LARGEST_RATIO} times its {size} bytes"
             raise ValueError(f"{member.filename[:64]} {rule}; save it with numpy.savez, uncompressed")
     if (total := sum(member.file_size for member in packed)) > LARGEST_READ:
         names = ", ".join(member.filename for member in packed)[:64]

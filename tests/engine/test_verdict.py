@@ -363,6 +363,13 @@ def test_a_gate_is_tested_also_where_rows_are_ignored():
     assert found.gate.self_test.caught == ("zeros", "uniform", "rolled", "negated", "half", "narrowed")
 
 
+@pytest.mark.parametrize("op", ["cross_entropy", "cross_entropy_grad"])
+def test_weights_that_add_up_to_more_than_binary64_holds_are_no_warning(op):
+    told = Problem(op, np.array([[0.0, 0.0, -50.0]]), np.array([[1e308, 1e308, 0.0]]))
+    found = verify(told, np.zeros(1 if op == "cross_entropy" else (1, 3)), Gate("max_ulp", {"ulps": 1.0}))
+    assert (found.verdict, found.gate.self_test.caught[0]) == ("fail", "zeros")
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_what_is_nearly_the_truth_is_infinite_where_that_is(op):
     x = np.array(
