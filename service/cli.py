@@ -318,7 +318,7 @@ _POLICY = "The gate: bound, max_ulp, faithful, correctly_rounded, allclose, torc
 _SET = "A parameter of the policy, such as ulps=4 (repeatable)."
 _REPEAT = "Another run of the same kernel, whose bits must be the same (repeatable)."
 _INVARIANT = "What must hold beside the gate (repeatable)."
-_SAMPLE_ROWS = "Judge only so many rows, chosen as README says.  [default: all]"
+_SAMPLE_ROWS = "Judge only so many rows, chosen as README says, in one process unless told.  [default: all]"
 _SAMPLE_SEED = "What the choice of rows depends on beside the tensors.  [default: 0]"
 _URL = "Ask this service instead of computing here.  [default: none]"
 _REPRO = "Write the smallest case found that has the verdict there: its tensors, a script, the decimals."
@@ -387,6 +387,7 @@ def verify(
             answer = _asked(url, problem, found, gate, beside, others, axis, nonfinite, included, sample)
         else:
             options: dict[str, Any] = {"nonfinite": nonfinite, "reference": beside, "outputs": others, "include": invariants}
+            processes = 1 if processes is None and sample is not None else processes
             with _split(problem, processes) as run, _progress():
                 options |= {"worst": 8 if worst is None else worst, "map": run, "audit": audit, "axis": axis, "sample": sample}
                 verdict = engine.verify(problem, found, gate, **options)

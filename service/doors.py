@@ -127,9 +127,11 @@ def _parts(body: memoryview, boundary: bytes) -> Iterator[tuple[str, str, memory
 
 def _find(body: memoryview, wanted: bytes, start: int) -> int:
     """Where the bytes are first, or -1; piece by piece, as a view cannot be searched and the body is not copied."""
-    for at in range(start, len(body), _PIECE):
+    for number, at in enumerate(range(start, len(body), _PIECE)):
         if (found := bytes(body[at : at + _PIECE + len(wanted) - 1]).find(wanted)) >= 0:
             return at + found
+        if number % 16 == 15:
+            files.release(body.obj)
     return -1
 
 

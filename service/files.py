@@ -1,8 +1,8 @@
 """Tensors in files: .npy, .npz and .safetensors, for the command line and for the doors of the service.
 
-A file is mapped, not read, and an array looks into the mapping: what is never touched costs nothing. Only what is packed, and what
-is in another byte order, is copied. Nothing is unpickled and nothing is allocated on a header's word. Whatever is wrong with the
-bytes is a ValueError.
+A file is mapped, not read, and an array looks into the mapping: what is never touched costs nothing, and of a large file what was
+touched is soon given back. Only what is packed, and what is in another byte order, is copied. Nothing is unpickled and nothing is
+allocated on a header's word. Whatever is wrong with the bytes is a ValueError.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import math
 import mmap
 import re
 import sys
+import threading
+import time
+import weakref
 import zipfile
 import zlib
 from collections import Counter
@@ -35,10 +38,13 @@ LARGEST_READ = 256 * 2**20
 """Bytes of a file that is read because it cannot be mapped, and of the packed members of an .npz, unpacked and taken together."""
 LARGEST_RATIO = 100
 """Of the bytes of a member of an .npz, unpacked to packed."""
+LARGEST_RESIDENT = 32 * 2**20
+"""Bytes of a mapped file from which on pages that were looked at do not stay resident."""
 LONGEST_HEADER = 2**20
 """Bytes of the header of an .npy or a .safetensors file, and of the list of an .npz's members."""
 _PIECE = 2**20  # bytes unpacked or summed at a time
 _MOST_AXES = 32
+_PAUSE = 0.02  # seconds; what is read meanwhile stays resident
 _INTEGERS = {"I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64", "U8": "uint8", "U16": "uint16", "U32": "uint32"}
 _BESIDE = {*_INTEGERS.values(), "bool"}  # dtypes of class indices and masks; no format
 _SAFE = {**_INTEGERS, "BOOL": "bool", "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -53,7 +59,7 @@ def mapped(path: Path) -> memoryview:
     with path.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         try:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) if size else memoryview(b"")
+            return _resident(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) if size else memoryview(b"")
         except OSError as error:  # memory is short, or the file system maps nothing
             if error.errno == errno.ENOMEM:
                 raise MemoryError(f"{path} has {size} bytes to map") from None
@@ -61,6 +67,26 @@ def mapped(path: Path) -> memoryview:
             raise ValueError(f"{size} bytes; a file has at most {LARGEST_READ}")
         file.seek(0)
         return memoryview(file.read(size))
+
+
+def _resident(file: mmap.mmap) -> memoryview:
+    """Its bytes. Of a large one a thread, which ends with it, gives the pages back to the kernel's cache again and again."""
+    if len(file) > LARGEST_RESIDENT:
+        threading.Thread(target=_release, args=(weakref.ref(file),), daemon=True).start()
+    return memoryview(file)
+
+
+def _release(mapping: weakref.ref[mmap.mmap]) -> None:
+    while (file := mapping()) is not None:
+        release(file)
+        del file
+        time.sleep(_PAUSE)
+
+
+def release(file: object) -> None:
+    """Give back the pages of a mapped file. What of them is touched again comes from the kernel's cache."""
+    if isinstance(file, mmap.mmap):
+        file.madvise(mmap.MADV_DONTNEED)
 
 
 def kind(raw: memoryview) -> str:

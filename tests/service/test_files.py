@@ -5,8 +5,11 @@ import io
 import json
 import mmap
 import struct
+import threading
+import time
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -50,6 +53,34 @@ def stored(tensors, header=None, data=None):
 
 def read(raw, suffix, choose=lambda names: names):
     return files.tensors(memoryview(raw), suffix, choose)
+
+
+def resident(path):
+    """Bytes of a file that are in this process's memory, mapped."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    return sum(int(next(row for row in lines if row.startswith("Rss:")).split()[1]) for line in lines if line.endswith(str(path)))
+
+
+def soon(condition):
+    until = time.monotonic() + 5
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_what_is_read_of_a_large_file_does_not_stay_in_memory(monkeypatch, tmp_path):
+    """And nothing of that is left when the file is not used any more."""
+    monkeypatch.setattr(files, "LARGEST_RESIDENT", 2**20)
+    threads, content = threading.active_count(), np.arange(2**18).tobytes()
+    (tmp_path / "large").write_bytes(content)
+    (tmp_path / "small").write_bytes(content[: 2**20])
+    large, small = files.mapped(tmp_path / "large"), files.mapped(tmp_path / "small")
+    assert (bytes(large), bytes(small)) == (content, content[: 2**20])
+    assert soon(lambda: resident(tmp_path / "large") == 0)
+    assert resident(tmp_path / "small") > 0
+    assert bytes(large) == content
+    del large
+    assert soon(lambda: threading.active_count() == threads)
 
 
 # What is read

@@ -2,7 +2,10 @@
 
 import base64
 import json
+import subprocess
+from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -113,3 +116,48 @@ def test_a_vocabulary_by_base64_with_default_settings():
     document = posted(x, right)
     assert len(json.dumps(document)) < Limits().max_body_bytes
     assert verify(document)["verdict"] == "pass"
+
+
+# Memory
+
+
+def alike(path, name, rows, row):
+    """A file of equal rows."""
+    header = json.dumps({name: {"dtype": "BF16", "shape": [rows, 32000], "data_offsets": [0, rows * 64000]}}).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for _ in range(rows):
+            file.write(row.tobytes())
+
+
+def peaks(parent):
+    """MiB that the service and each of its processes had at most."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    statuses = [Path(f"/proc/{pid}/status").read_text() for pid in (parent, *children)]
+    return [int(text.split("VmHWM:")[1].split()[0]) / 1024 for text in statuses]
+
+
+def sent(client, tmp_path, **request):
+    """The answer to the two files, posted by curl."""
+    parts = [f"-F{name}=@{tmp_path}/{name}.safetensors" for name in ("logits", "output")]
+    asked = ["curl", "-s", f"-Frequest={json.dumps({'op': 'softmax', **request})}", *parts, f"{client.base_url}/v1/verify"]
+    return json.loads(subprocess.run(asked, capture_output=True, check=True).stdout)
+
+
+@pytest.mark.parametrize(
+    ("rows", "judged"),
+    [(1000, 8), pytest.param(4096, 64, marks=pytest.mark.soak), pytest.param(4096, 4096, marks=pytest.mark.soak)],
+)
+def test_memory_does_not_grow_with_the_files(start, tmp_path, rows, judged):
+    """64 MB each, and at length 262; what a process touches of a mapped file is soon given back."""
+    x = engine.generate("gaussian", 1, 32000, 0, sigma=3.0).astype(ml_dtypes.bfloat16)
+    c = np.exp(x.astype(float))
+    alike(tmp_path / "logits.safetensors", "logits", rows, x)
+    alike(tmp_path / "output.safetensors", "output", rows, (c / c.sum()).astype(ml_dtypes.bfloat16))
+    with start(workers=1, limits={"estimate_seconds": 300.0}) as client:
+        before = peaks(client.process.pid)
+        found = sent(client, tmp_path, sample={"rows": judged})
+        grown = [after - was for after, was in zip(peaks(client.process.pid), before, strict=True)]
+        assert (found["verdict"], found["certificate"]["coverage"]) == ("pass", judged / rows)
+        assert max(grown) < 96
+        assert list(client.uploads.iterdir()) == []
