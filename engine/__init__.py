@@ -10,6 +10,7 @@ from engine.inputs import generate
 from engine.limits import estimate_thresholds, thresholds
 from engine.model import (
     NO_PARAMS,
+    Allowance,
     Axes,
     Evaluation,
     Experiment,
@@ -26,19 +27,22 @@ from engine.model import (
 from engine.ops import output_shape
 from engine.outcome import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint, measure
 from engine.paper import bhh
-from engine.policies import check_gate
+from engine.policies import BOUND_PARAMETERS, check_gate
 from engine.repro import SECONDS as MINIMISE_SECONDS
 from engine.repro import Case, Repro, minimise
+from engine.tolerances import estimate_tolerance, tolerance
 from engine.variants import name_of as variant_name
 from engine.variants import names_of as variant_names
 from engine.verdict import estimate_verdict, verify
 
 __all__ = [
+    "BOUND_PARAMETERS",
     "FORMATS",
     "MINIMISE_SECONDS",
     "NO_PARAMS",
     "SCHEMA",
     "VERSION",
+    "Allowance",
     "Axes",
     "Case",
     "Disagreement",
@@ -68,6 +72,7 @@ __all__ = [
     "encode",
     "estimate",
     "estimate_thresholds",
+    "estimate_tolerance",
     "estimate_truth",
     "estimate_verdict",
     "evaluate",
@@ -80,6 +85,7 @@ __all__ = [
     "round_array",
     "tensor",
     "thresholds",
+    "tolerance",
     "variant_name",
     "variant_names",
     "verify",

@@ -360,6 +360,32 @@ class Verdict:
     sample: Sampled | None = None
 
 
+@dataclass(frozen=True)
+class Allowance:
+    """What no right implementation of a declaration is off by more than: by abs(c - T) <= rtol abs(T) + atol, and by ULPs.
+
+    format: of the output. rows: those it was taken from, None: any row of n logits. ulp: None where a result may be so near to 0
+    that no number of ULPs will do. typical: the size of a result, the median of those given, of any row that of n equal logits;
+    missed: the relative error of such a one that still passes, so that nothing smaller is seen. zeros_pass: whether an output of
+    zeros does, there or on the given logits. self_test: what else does, where logits are given. Infinity: error theory allows
+    anything.
+    """
+
+    op: str
+    format: str
+    n: int
+    rows: int | None
+    declared: Mapping[str, Any]
+    ulp: float | None
+    rtol: float
+    atol: float
+    typical: float
+    missed: float
+    zeros_pass: bool
+    self_test: SelfTest | None
+    engine: Engine
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """The answer to evaluate: one outcome per format and variant, formats outermost."""

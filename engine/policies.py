@@ -267,6 +267,10 @@ POLICIES.add(
 )  # fmt: skip
 
 
+BOUND_PARAMETERS = tuple(POLICIES["bound"].parameters)
+"""What may be declared of an arithmetic."""
+
+
 def find(gate: Gate) -> tuple[Policy, dict[str, Value]]:
     """The policy of a gate, and its parameters, checked. Raises UnknownName, InvalidProblem."""
     policy = POLICIES[gate.policy]

@@ -23,7 +23,7 @@ from service.bodies import Spool
 from service.compute import Pool
 from service.errors import Finding, Problem, from_status, misfit
 from service.guard import Guard, Meters, Protocol, respond
-from service.routes import catalogue, evaluate, health, thresholds, truth, verify
+from service.routes import catalogue, evaluate, health, thresholds, tolerance, truth, verify
 from service.routes.contract import REF, only_known
 from service.settings import Settings, check_binding
 
@@ -68,7 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.receiving = 0  # bodies on their way
     app.state.spool = Spool(settings)
     app.state.settings, app.state.pool, app.state.meters, app.state.example = settings, pool, Meters(pool), pages.Example()
-    for router in (evaluate.router, verify.router, truth.router, thresholds.router, catalogue.router):
+    for router in (evaluate.router, verify.router, tolerance.router, truth.router, thresholds.router, catalogue.router):
         app.include_router(router, dependencies=[Depends(only_known)])
     for router in (health.router, pages.router):
         app.include_router(router)

@@ -455,6 +455,48 @@ def _left_out(name: str, value: object) -> bool:
     return not isinstance(value, np.ndarray) and value == getattr(engine.NO_PARAMS, name)
 
 
+# ---- softgauge tolerance ---------------------------------------------------------------------------------------------
+
+
+_declares = _options(
+    click.option("--compute", metavar="FORMAT", help="Format of the arithmetic.  [default: float32 or wider]"),
+    click.option("--accumulator", metavar="FORMAT", help="Format in which sums are added.  [default: that of the arithmetic]"),
+    click.option("--summation", help="parallel, or a summation.  [default: parallel]"),
+    click.option("--exp", help="Exponential: exp2, numpy or correct.  [default: exp2]"),
+    click.option("--exp-ulp", type=float, help="What it may be off by.  [default: 2]"),
+    click.option("--log-ulp", type=float, help="What a logarithm may be off by.  [default: 2]"),
+    click.option("--subnormals", help="gradual or flush.  [default: gradual]"),
+    click.option("--algorithm", help="A variant that has a bound; with logits only.  [default: the stable one]"),
+    click.option("--factor", type=float, help="Multiplies the bound.  [default: 1]"),
+)
+
+
+@main.command()
+@_op
+@click.option("--format", required=True, help="Of the output: float16, bfloat16, float32, ...")
+@click.option("--n", type=int, help="Logits of a row; left out where logits are given.")
+@click.option("--logits", metavar="ROWS|FILE", help="For these logits only, not for any row of n.")
+@_key
+@_companions
+@_declares
+@click.option("--json", "as_json", is_flag=True, help="Write the answer of POST /v1/tolerance instead of text.")
+def tolerance(op: str, format: str, n: int | None, logits: str | None, as_json: bool, **asked: Any) -> None:
+    """Which tolerance to use: ULP, rtol and atol that no right implementation exceeds, and what they miss."""
+    declared = {name: value for name in engine.BOUND_PARAMETERS if (value := asked.pop(name)) is not None}
+    with _failures():
+        problem = None
+        if logits is not None:
+            none: dict[str, Any] = dict.fromkeys(_PARAMS)
+            problem = _problem(op, logits=logits, **asked, **none)
+        elif stray := [f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None]:
+            raise click.UsageError(f"{' and '.join(stray)} belongs to logits: give --logits")
+        found = engine.tolerance(op, format, n, declared, problem)
+    if as_json:
+        _write_json(found)
+    else:
+        _write(reports.tolerance(engine.encode(found)))
+
+
 # ---- softgauge thresholds --------------------------------------------------------------------------------------------
 
 

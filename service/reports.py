@@ -1,4 +1,4 @@
-"""A verdict for people: pure functions of the answer of /v1/verify, parsed JSON."""
+"""Verdicts and tolerances for people: pure functions of the answers of /v1/verify and /v1/tolerance, parsed JSON."""
 
 from __future__ import annotations
 
@@ -41,6 +41,33 @@ def markdown(answer: Answer, name: str = "") -> str:
         lines += ["", "</details>"]
     lines += ["", *(f"{_escaped(line)}  " for line in _gate(answer))]
     return "\n".join(lines) + "\n"
+
+
+def tolerance(answer: Answer) -> str:
+    """The answer of /v1/tolerance: the figures first, then what to write, and what that misses."""
+    of = "any row" if answer["rows"] is None else f"{answer['rows']} row{'s' * (answer['rows'] != 1)}"
+    rtol, atol = answer["rtol"], answer["atol"]
+    ulps = "" if answer["ulp"] is None else f"{answer['ulp']:.4g} ULP; "
+    lines = [
+        f"{answer['op']} of {of} of {answer['n']} logits, output {answer['format']}: {ulps}rtol {_up(rtol)}, atol {_up(atol)}",
+        f"  is what no right implementation exceeds: {', '.join(f'{name} {value}' for name, value in answer['declared'].items())}",
+    ]
+    if isinstance(rtol, str):
+        return "\n".join([*lines, "  error theory allows this arithmetic anything here: no tolerance will do"]) + "\n"
+    lines += [f"  numpy.testing.assert_allclose(output, truth, rtol={_up(rtol)}, atol={_up(atol)})"]
+    lines += [f"of a result of {short(answer['typical'])} it misses a relative error of {short(answer['missed'])}"]
+    lines += ["an output of zeros passes it" if answer["zeros_pass"] else "an output of zeros does not pass it"]
+    if tested := answer["self_test"]:
+        lines += [f"{fate}: {', '.join(tested[fate])}" for fate in ("caught", "missed", "equivalent") if tested[fate]]
+    return "\n".join(lines) + "\n"
+
+
+def _up(value: float | str) -> str:
+    """To four digits, no smaller."""
+    if isinstance(value, str) or not value:
+        return str(value)
+    shown = f"{value:.3e}"
+    return shown if float(shown) >= value else f"{value * (1 + 2.0**-10):.3e}"
 
 
 def _headline(answer: Answer) -> str:

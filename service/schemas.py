@@ -295,7 +295,27 @@ class ThresholdsQuery(BaseModel):
     overflow: Annotated[Literal["format", "saturate"], Field(description=_OVERFLOW)] = "format"
 
 
-REQUESTS: tuple[type[BaseModel], ...] = (EvaluateRequest, TruthRequest, VerifyRequest)
+class ToleranceRequest(ProblemRequest):
+    """Which tolerance to use for an op and a format: on given logits, or, without logits and inputs, on any row of n.
+
+    The fields from compute on are the parameters of the policy `bound` (see /v1/policies); with none of them, what its default
+    takes for granted: arithmetic in float32 or wider.
+    """
+
+    format: Annotated[Name, Field(description="Of the output. See /v1/formats.")]
+    n: Annotated[int | None, Field(ge=1, le=2**24, description="Logits in a row; null where logits are given.")] = None
+    compute: Annotated[Name | None, Field(description="Format of the arithmetic.")] = None
+    accumulator: Annotated[Name | None, Field(description="Format in which sums are added.")] = None
+    summation: Annotated[Name | None, Field(description="How sums are added: parallel, or one of /v1/summations.")] = None
+    exp: Annotated[Name | None, Field(description="Exponential: exp2, numpy or correct.")] = None
+    exp_ulp: Annotated[float | None, Field(description="What an exponential may be off by, ULP.")] = None
+    log_ulp: Annotated[float | None, Field(description="What a logarithm may be off by, ULP.")] = None
+    subnormals: Annotated[Name | None, Field(description="gradual or flush.")] = None
+    algorithm: Annotated[Name | None, Field(description="A variant that has a bound; with logits only.")] = None
+    factor: Annotated[float | None, Field(description="Multiplies the bound.")] = None
+
+
+REQUESTS: tuple[type[BaseModel], ...] = (EvaluateRequest, TruthRequest, VerifyRequest, ToleranceRequest)
 
 
 # Shown in the docs, run by the tests; the first is the one on the page.
@@ -363,6 +383,18 @@ TRUTH_EXAMPLES: dict[str, dict[str, Any]] = {
     "softmax1": {
         "summary": "softmax1 of capped logits: a sink of 0",
         "value": {"op": "softmax", "logits": [1, -2, 40], "params": {"sink": 0, "softcap": 30}, "format": "float32", "digits": 20},
+    },
+}
+
+
+TOLERANCE_EXAMPLES: dict[str, dict[str, Any]] = {
+    "vocabulary": {
+        "summary": "A float32 softmax over a vocabulary, whatever the logits",
+        "value": {"op": "softmax", "format": "float32", "n": 128256},
+    },
+    "half": {
+        "summary": "A bfloat16 log-softmax that adds in float16, on given logits",
+        "value": {"op": "log_softmax", "format": "bfloat16", "logits": [[1, 2, 3, 4], [0, 0, 0, 0]], "accumulator": "float16"},
     },
 }
 
@@ -667,6 +699,31 @@ TRUTH_ANSWER: dict[str, Any] = {
     "engine": {"version": "0.1.0", "schema": 1, "fingerprint": "numpy 2.4.6 X86_V2+X86_V3"},
 }
 
+
+TOLERANCE_ANSWER: dict[str, Any] = {
+    "op": "log_softmax",
+    "format": "bfloat16",
+    "n": 4,
+    "rows": 2,
+    "declared": {
+        "algorithm": "shifted",
+        "compute": "float32",
+        "accumulator": "float16",
+        "summation": "parallel",
+        "exp_ulp": 2.0,
+        "log_ulp": 2.0,
+        "exponent_roundings": 3,
+        "subnormals": "gradual",
+    },
+    "ulp": 9.669050111163914,
+    "rtol": 0.003906369209289551,
+    "atol": 0.017165321421580608,
+    "typical": 1.3862943611198906,
+    "missed": 0.01628853125437927,
+    "zeros_pass": False,
+    "self_test": {"caught": ["zeros", "uniform", "rolled", "negated", "half", "narrowed"], "missed": [], "equivalent": []},
+    "engine": {"version": "0.1.0", "schema": 1, "fingerprint": "numpy 2.4.6 X86_V2+X86_V3"},
+}
 
 THRESHOLDS_ANSWERED = {"op": "softmax", "variant": "naive", "format": "float16"}
 THRESHOLDS_ANSWER: dict[str, Any] = {
@@ -991,6 +1048,24 @@ class GateAnswer(BaseModel):
     declared: Annotated[dict[str, Any] | None, Field(description="the arithmetic whose bound counts; null: the gate is no bound")]
     self_test: SelfTest
     vacuous_fraction: Annotated[float | None, Field(description=_VACUOUS)]
+
+
+class ToleranceResponse(BaseModel):
+    """What no right implementation of the declaration is off by more than."""
+
+    op: str
+    format: str
+    n: int
+    rows: Annotated[int | None, Field(description="rows it was taken from; null: it holds for any row of n logits")]
+    declared: Annotated[dict[str, Any], Field(description="the arithmetic that it is said of")]
+    ulp: Annotated[float | None, Field(description="ULP error; null: a result may be so near to 0 that no number will do")]
+    rtol: Annotated[SafeFloat, Field(description="abs(c - T) <= rtol abs(T) + atol; Infinity: error theory allows anything")]
+    atol: SafeFloat
+    typical: Annotated[float, Field(description="size of a result: the median of those given, or that of a row of equal logits")]
+    missed: Annotated[SafeFloat, Field(description="the largest relative error of a result of that size that still passes")]
+    zeros_pass: Annotated[bool, Field(description="whether an output of zeros passes rtol and atol there")]
+    self_test: Annotated[SelfTest | None, Field(description="the same of other broken outputs; null without logits")]
+    engine: Engine
 
 
 class Sampled(BaseModel):

@@ -28,6 +28,7 @@ Request = TypeVar("Request", bound=BaseModel)
 ASK_LESS: Mapping[str, str] = {
     "evaluate": "ask for fewer rows, formats or variants; `softgauge evaluate` computes without a server and its limits",
     "thresholds": "ask for a smaller n or another summation; `softgauge thresholds` computes without a server and its limits",
+    "tolerance": "give fewer rows, or n alone; `softgauge tolerance` has no such limits",
     "truth": "ask for fewer rows or digits, or `import engine` and call certify",
     "verify": 'send fewer rows, or have some of them judged ("sample": {"rows": 64}); `softgauge verify` has no such limits',
 }
@@ -109,6 +110,27 @@ def thresholds(body: Given, limits: Limits, announce: Announce) -> bytes:
     return _written(engine.encode(engine.thresholds(asked.op, variant, fmt, asked.n, asked.summation, axes)))
 
 
+def tolerance(body: Given, limits: Limits, announce: Announce) -> bytes:
+    """POST /v1/tolerance. announce: told the estimated seconds before the computation starts. Raises Problem."""
+    request = parse(schemas.ToleranceRequest, body, limits)
+    named = {name: getattr(request, name) for name in engine.BOUND_PARAMETERS}
+    declared = {name: value for name, value in named.items() if value is not None}
+    for name, value in declared.items():
+        with engine_errors(f"/{name}", invalid=f"/{name}"):
+            engine.check_gate(engine.Gate("bound", {name: value}), partly=True)
+    with engine_errors("/format"):
+        fmt = engine.find_format(request.format).name
+    problem = None
+    if request.logits is not None or request.inputs is not None:
+        problem, _ = _problem(request, limits)
+        with engine_errors("/op"):
+            _admit(engine.estimate_tolerance(problem, fmt), limits, announce, ASK_LESS["tolerance"])
+    else:
+        announce(0.0)
+    with engine_errors("/op", invalid="/n" if problem is None else "/logits"):
+        return _written(engine.encode(engine.tolerance(request.op, fmt, request.n, declared, problem)))
+
+
 def verify(body: Given, limits: Limits, announce: Announce) -> bytes:
     """POST /v1/verify. announce: told the estimated seconds before the computation starts. Raises Problem."""
     request = parse(schemas.VerifyRequest, body, limits)
@@ -177,7 +199,13 @@ def _gate(given: schemas.Gate, limits: Limits) -> engine.Gate:
 
 _GATE_PARAMETER = "is no parameter of a policy; that is a finite number or a string under a short name: /v1/policies lists them"
 
-TASKS: Mapping[str, Task] = {"evaluate": evaluate, "truth": truth, "thresholds": thresholds, "verify": verify}
+TASKS: Mapping[str, Task] = {
+    "evaluate": evaluate,
+    "truth": truth,
+    "thresholds": thresholds,
+    "tolerance": tolerance,
+    "verify": verify,
+}
 
 
 def warm() -> None:

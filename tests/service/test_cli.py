@@ -1207,3 +1207,44 @@ def test_a_bound_that_tells_nothing_can_stop_a_gate(tmp_path):
     right = ("measure", "--op", "softmax", "--logits", "0,0", "--output", "0.5,0.5", "--fail-on", "unbounded")
     assert run(*right).exit_code == 0
     assert run(*right[:6], "0.5,nan", "--fail-on", "unbounded").exit_code == 1
+
+
+# ---- tolerance -------------------------------------------------------------------------------------------------------
+
+
+def test_a_tolerance_is_told_with_what_it_misses():
+    done = run("tolerance", "--op", "softmax", "--format", "fp32", "--n", "1000", "--accumulator", "float16")
+    assert done.exit_code == 0, done.stderr
+    first, declared, call, missed, zeros = done.stdout.splitlines()
+    found = engine.tolerance("softmax", "float32", 1000, {"accumulator": "float16"})
+    assert first.startswith(f"softmax of any row of 1000 logits, output float32: {found.ulp:.4g} ULP; rtol ")
+    assert "accumulator float16" in declared
+    told = float(call.partition("rtol=")[2].partition(",")[0]), float(call.partition("atol=")[2].rstrip(")"))
+    assert all(ours >= exact for ours, exact in zip(told, (found.rtol, found.atol), strict=True))
+    assert missed.startswith("of a result of 0.001 it misses a relative error of ")
+    assert zeros == "an output of zeros does not pass it"
+    asked = ("--op", "log_softmax", "--format", "bfloat16", "--logits", "1,2,3")
+    of_rows = run("tolerance", *asked).stdout
+    assert of_rows.startswith("log_softmax of 1 row of 3 logits, output bfloat16: ")
+    assert "caught: zeros, uniform" in of_rows
+    answer = json.loads(run("tolerance", *asked, "--json").stdout)
+    problem = engine.Problem("log_softmax", np.array([1.0, 2, 3]))
+    assert answer == engine.encode(engine.tolerance("log_softmax", "bfloat16", problem=problem))
+    none = run("tolerance", "--op", "softmax", "--format", "bfloat16", "--n", "3000", "--compute", "float8_e5m2").stdout
+    assert none.endswith("error theory allows this arithmetic anything here: no tolerance will do\n")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--n", "0"), "n is 0"),
+        ((), "n is None"),
+        (("--n", "3", "--targets", "1"), "--targets belongs to logits: give --logits"),
+        (("--n", "3", "--compute", "float17"), "did you mean 'float16'?"),
+        (("--n", "4", "--logits", "1,2,3"), "rows of 3"),
+    ],
+)
+def test_what_is_no_question_about_tolerance_is_a_usage_error(asked, said):
+    done = run("tolerance", "--op", "softmax", "--format", "float32", *asked)
+    assert done.exit_code == 2
+    assert said in done.stderr

@@ -20,6 +20,7 @@ EXAMPLES = [
         ("evaluate", schemas.EVALUATE_EXAMPLES),
         ("truth", schemas.TRUTH_EXAMPLES),
         ("verify", schemas.VERIFY_EXAMPLES),
+        ("tolerance", schemas.TOLERANCE_EXAMPLES),
     )
     for name in examples
 ]
@@ -42,7 +43,7 @@ def test_it_is_openapi_3_1_with_every_resource():
     assert DOCUMENT["openapi"].startswith("3.1")
     names = {operation["operationId"] for _, _, operation in OPERATIONS}
     catalogue = {f"list_{kind}" for kind in ("ops", "variants", "formats", "summations", "inputs", "policies")}
-    assert names == {"evaluate", "truth", "verify", "thresholds", "live", "ready", "metrics"} | catalogue
+    assert names == {"evaluate", "truth", "verify", "tolerance", "thresholds", "live", "ready", "metrics"} | catalogue
 
 
 def test_every_reference_leads_somewhere():
@@ -126,6 +127,7 @@ def test_the_binary_body_shown_is_taken(service, route):
         ("evaluate", schemas.EVALUATE_ANSWERED),
         ("truth", schemas.TRUTH_EXAMPLES["tiny"]["value"]),
         ("verify", schemas.VERIFY_EXAMPLES["gate"]["value"]),
+        ("tolerance", schemas.TOLERANCE_EXAMPLES["half"]["value"]),
     ],
 )
 def test_the_answer_shown_is_the_answer(service, route, request_of):
@@ -181,6 +183,33 @@ def test_a_parameter_that_is_not_there_is_refused(service, path, is_problem):
     is_problem(service.get(f"/v1/{path}", params={"foo": "1"}), 422, "invalid")
     is_problem(service.post("/v1/verify", params={"foo": "1"}, json={}), 422, "invalid")
     is_problem(service.get("/v1/variants?op=softmax&op=logsumexp"), 422, "invalid")
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "pointer"),
+    [
+        ({"op": "max"}, 422, "/op"),
+        ({"format": "fp8"}, 422, "/format"),
+        ({"n": None}, 422, "/n"),
+        ({"n": 0}, 422, "/n"),
+        ({"n": 2**24 + 1}, 422, "/n"),
+        ({"n": "7"}, 422, "/n"),
+        ({"compute": "float17"}, 422, "/compute"),
+        ({"summation": "by hand"}, 422, "/summation"),
+        ({"exp_ulp": 0.1}, 422, "/exp_ulp"),
+        ({"algorithm": "online"}, 422, "/n"),
+        ({"op": "softmax_vjp"}, 422, "/n"),
+        ({"logits": [1, 2], "n": 3}, 422, "/logits"),
+        ({"logits": [1, 2], "n": None, "params": {"sink": 0}}, 422, "/logits"),
+        ({"logits": ["NaN", 2], "n": None}, 422, "/logits"),
+        ({"foo": 1}, 422, "/foo"),
+    ],
+)
+def test_what_is_no_question_about_tolerance_is_refused_in_its_place(service, change, status, pointer):
+    answer = service.post("/v1/tolerance", json={"op": "softmax", "format": "float32", "n": 10, **change})
+    assert answer.status_code == status, answer.text
+    conforms(answer.json(), "Problem")
+    assert [row["pointer"] for row in answer.json()["errors"]] == [pointer]
 
 
 def test_limits_that_take_too_long_are_refused_with_a_way_out(service):
