@@ -202,6 +202,28 @@ def test_a_reference_is_audited():
         verify(Problem("softmax", x), reference, Gate("flash.2x"))
 
 
+@pytest.mark.parametrize(("reference", "atol"), [(0.0, 0.0), (NAN, 0.0), (None, 1.0)])
+def test_a_reference_as_wrong_as_zeros_lets_nothing_pass(reference, atol):
+    x = logits(2, 50)
+    right = made("softmax", x)
+    given = right if reference is None else np.full_like(right, reference)
+    for output in (np.zeros_like(right), right):
+        found = verify(Problem("softmax", x), output, Gate("flash.2x", {"atol": atol}), reference=given)
+        assert (found.verdict, kinds(found)[0]) == ("inconclusive", "vacuous")
+        assert "lets an output of zeros through: what the reference is off by" in said(found)
+
+
+def test_row_sums_are_refused_where_nothing_is_known_of_them():
+    from engine import Params
+
+    x = logits(1, 8)
+    with pytest.raises(InvalidProblem, match="not known with these params; leave it out"):
+        verify(Problem("softmax", x, params=Params(sink=0.5)), made("softmax", x), include=["row_sums"])
+    mask = np.array([True] * 7 + [False])
+    found = verify(Problem("softmax", x, params=Params(mask=mask)), 2 * made("softmax", x), include=["row_sums"])
+    assert "row_sums" in kinds(found)
+
+
 # ---- nonfinite ---------------------------------------------------------------------------------------------------------
 
 MASKED = np.array([[1.0, 2.0, 3.0], [-INF, -INF, -INF]], np.float32)
