@@ -1050,7 +1050,9 @@ class VerifyResponse(BaseModel):
     digests: Annotated[dict[str, str], Field(description="of the tensors as they were given; " + _DIGEST)]
     engine: Engine
     reference: Annotated[Metrics | None, Field(description="the figures of the reference, where one was given")] = None
-    sample: Annotated[Sampled | None, Field(description="which rows were judged, where that was asked for")] = None
+    sample: Annotated[
+        Sampled | None, Field(description="the rows judged, where some were asked for: metrics, worst and bound are of these")
+    ] = None
     truth: Annotated[Elements | None, Field(description="the truth, correctly rounded; only on request")] = None
     repro: Annotated[Repro | None, Field(description="the smallest case found that has the verdict; only on request")] = None
 
