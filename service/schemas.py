@@ -240,8 +240,8 @@ _SAMPLE = (
 class Sample(Strict):
     """How many rows are judged."""
 
-    rows: Annotated[int, Field(ge=1, le=2**63 - 1, description="rows that are judged; as many as there are, or more: all")]
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1, description="the same tensors and seed give the same rows")] = 0
+    rows: Annotated[int, Field(ge=1, le=2**53, description="rows that are judged; as many as there are, or more: all")]
+    seed: Annotated[int, Field(ge=0, le=2**53, description="the same tensors and seed give the same rows")] = 0
 
 
 DeclaredTensor = TypeAliasType("DeclaredTensor", JsonTensor | Base64Tensor | BitsTensor)
