@@ -264,6 +264,13 @@ def machine() -> str:
     return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores; {versions}; {load_before}.\n"
 
 
+def verdicts(port: int, clients: Executor) -> Iterator[str]:
+    """The table of verify.py."""
+    import verify
+
+    yield from verify.tables(port, clients, load)
+
+
 def reached() -> Iterator[str]:
     """The tables of truth.py, which is imported here so that the clients' process need not load scipy."""
     import truth
@@ -277,6 +284,7 @@ SERVED: dict[str, Served] = {
     "memory": lambda parent, _port, _clients: memory(parent),
     "evaluate": lambda _parent, port, clients: evaluates(port, clients),
     "live": lambda _parent, port, clients: liveness(port, clients),
+    "verify": lambda _parent, port, clients: verdicts(port, clients),
 }
 ALONE: dict[str, Callable[[], Iterator[str]]] = {"catalogue": catalogue, "mpmath": truths, "truth": reached}
 

@@ -29,7 +29,8 @@ from engine.model import Array, Problem, Sample, Sampled
 
 BLOCK = 1 << 20
 """Elements that are looked at together."""
-LARGEST_SEED = 2**63 - 1
+LARGEST = 2**53
+"""Of the numbers of a sample: JSON holds them as they are."""
 UNLIKE = ("sum", "largest", "smallest", "zeros")
 _SUMS: Mapping[str, float] = {"softmax": 1.0, "cross_entropy_grad": 0.0, "softmax_jacobian": 0.0, "softmax_vjp": 0.0}
 _UNIT = 2.0**30
@@ -79,8 +80,8 @@ def draw(problem: Problem, output: Array, sample: Sample, nonfinite: str = "ieee
 def check(problem: Problem, sample: Sample) -> None:
     """Raises InvalidProblem."""
     for name, value, least in (("rows", sample.rows, 1), ("seed", sample.seed, 0)):
-        if type(value) is not int or not least <= value <= LARGEST_SEED:
-            raise InvalidProblem(f"{name} of a sample is {value!r}; it is an integer from {least} to 2^63 - 1")
+        if type(value) is not int or not least <= value <= LARGEST:
+            raise InvalidProblem(f"{name} of a sample is {value!r}; it is an integer from {least} to 2^53")
     reduction = problem.params.reduction
     if reduction == "mean" or (reduction == "sum" and problem.op != "cross_entropy_grad"):
         raise InvalidProblem(
@@ -196,7 +197,7 @@ class _Found:
         gone = np.array(sorted(taken), np.int64)
         edges = np.arange(wanted + 1, dtype=np.int64) * (self._count - gone.size) // wanted
         start, size = edges[:-1], np.diff(edges)
-        places = start + (hashed(~self._sample.seed & LARGEST_SEED, start) % size.astype(np.uint64)).astype(np.int64)
+        places = start + (hashed(~self._sample.seed % 2**63, start) % size.astype(np.uint64)).astype(np.int64)
         # the place-th row that is not gone: as many are gone before it as have no more free rows before them than it has
         return list((places + np.searchsorted(gone - np.arange(gone.size), places, side="right")).tolist())
 
@@ -204,7 +205,7 @@ class _Found:
 def _off(op: ops.Op, c: Array, top: Array, high: Array) -> Array:
     """How far a row is from something that holds for all of them; -inf where nothing does."""
     if op.name == "log_softmax":
-        return np.maximum(high, -log(c.shape[1]) - high)
+        return np.maximum(high, -float(np.float32(log(c.shape[1]))) - high)  # in float32 the same from every library
     if op.name not in _SUMS:
         return np.full(len(c), -np.inf)
     with np.errstate(invalid="ignore"):

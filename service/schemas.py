@@ -240,8 +240,8 @@ _SAMPLE = (
 class Sample(Strict):
     """How many rows are judged."""
 
-    rows: Annotated[int, Field(ge=1, le=2**63 - 1, description="rows that are judged; as many as there are, or more: all")]
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1, description="the same tensors and seed give the same rows")] = 0
+    rows: Annotated[int, Field(ge=1, le=2**53, description="rows that are judged; as many as there are, or more: all")]
+    seed: Annotated[int, Field(ge=0, le=2**53, description="the same tensors and seed give the same rows")] = 0
 
 
 DeclaredTensor = TypeAliasType("DeclaredTensor", JsonTensor | Base64Tensor | BitsTensor)
@@ -1125,7 +1125,9 @@ class VerifyResponse(BaseModel):
     digests: Annotated[dict[str, str], Field(description="of the tensors as they were given; " + _DIGEST)]
     engine: Engine
     reference: Annotated[Metrics | None, Field(description="the figures of the reference, where one was given")] = None
-    sample: Annotated[Sampled | None, Field(description="which rows were judged, where that was asked for")] = None
+    sample: Annotated[
+        Sampled | None, Field(description="the rows judged, where some were asked for: metrics, worst and bound are of these")
+    ] = None
     truth: Annotated[Elements | None, Field(description="the truth, correctly rounded; only on request")] = None
     repro: Annotated[Repro | None, Field(description="the smallest case found that has the verdict; only on request")] = None
 

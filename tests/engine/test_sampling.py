@@ -189,7 +189,9 @@ def test_the_parts_of_a_problem_are_those_of_the_rows():
         assert (found.output(output, problem) == output.reshape(12, *output.shape[2:])[found.rows]).all()
 
 
-@pytest.mark.parametrize(("rows", "seed"), [(0, 0), (-1, 0), (True, 0), (1.5, 0), (1, -1), (1, 2**63), (1, "0"), (2**63, 0)])
+@pytest.mark.parametrize(
+    ("rows", "seed"), [(0, 0), (-1, 0), (True, 0), (1.5, 0), (1, -1), (1, 2**53 + 1), (1, "0"), (2**53 + 1, 0)]
+)
 def test_no_sample(rows, seed):
     with pytest.raises(engine.InvalidProblem, match=r"of a sample is .*; it is an integer from"):
         sampling.draw(*case(), Sample(rows, seed))

@@ -51,7 +51,7 @@ def test_a_sample_through_the_service_is_that_of_the_engine():
 
 
 @pytest.mark.parametrize(
-    "sample", [{"rows": 0}, {"rows": 1.5}, {"rows": True}, {"seed": 1}, {"rows": 1, "seed": -1}, {"rows": 2**63}, 5]
+    "sample", [{"rows": 0}, {"rows": 1.5}, {"rows": True}, {"seed": 1}, {"rows": 1, "seed": -1}, {"rows": 2**53 + 1}, 5]
 )
 def test_no_sample_is_refused_by_its_place(sample):
     with pytest.raises(Problem) as caught:
