@@ -1638,7 +1638,16 @@ def _split(variant: str) -> tuple[str, dict[str, float | str]]:
 def _evaluated(variant: str, r: Rows) -> Elements | None:
     """A variant's bound of some rows, if it has one."""
     plain, parameters = _split(variant)
-    return BOUNDS[plain](r, **parameters) if plain in BOUNDS else None
+    found = BOUNDS.get(plain) or NORMWISE.get(plain)
+    return found(r, **parameters) if found else None
+
+
+NORMWISE: dict[str, Callable[..., Elements]] = {
+    "logsumexp/normwise": lambda r: _per_row(np.abs(r.y), r.k.u * (np.abs(r.y) + r.k.n + 1)),
+    "softmax/normwise": lambda r: lambda part: (r.p(part), np.broadcast_to(r.k.u * (r.k.n + 3) / r.whole, r.p(part).shape)),
+}
+"""The leading terms that Blanchard, Higham and Higham code (doi 10.1093/imanum/draa038, theorems 3.2, 3.3), relative to the largest
+result of a row. No bounds: terms of second order, underflow and the distances of the logits are left out."""
 
 
 # ---- elementary functions, the same bits everywhere ------------------------------------------------------------------

@@ -245,6 +245,24 @@ _table(
 )
 
 
+def _normwise(op: str, fmt: Format, given: Given) -> Tolerance:
+    if f"{op}/normwise" not in bounds.NORMWISE:
+        raise InvalidProblem(f"policy bhh.bound is for softmax and logsumexp, not for {quoted(op)}; take bound")
+    compute = str(given.get("compute", fmt.name))
+    k = Declared(f"{op}/normwise", compute, compute, fmt.name, "sequential", HALF, HALF)
+    return Tolerance((k,), factor=float(given.get("factor", 1.0)))
+
+
+POLICIES.add(
+    "bhh.bound",
+    Policy(
+        "bhh.bound", "allclose", "abs(c - T) <= factor u (n + 3) max T of the row; of logsumexp factor u (abs(T) + n + 1)",
+        "Blanchard, Higham and Higham, doi 10.1093/imanum/draa038, theorems 3.2 and 3.3: norm-wise, to first order", _normwise,
+        {"factor": Number(1.0, 0.0, 1e6), "compute": FormatName("that of the output")},
+    ),
+)  # fmt: skip
+
+
 # ---- of a reference --------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from engine.measurement import Allowances, Measurement
 from engine.mutants import MUTANTS, mutants
 from engine.policies import POLICIES
 from engine.survey import Survey
-from engine.truth import Truth, nearly
+from engine.truth import Truth, certified, nearly
 
 INF, NAN = float("inf"), float("nan")
 F32 = FORMATS["float32"]
@@ -339,6 +339,29 @@ def test_what_is_asked_wrongly_is_refused_by_name():
         verify(Problem("softmax", x), output[0])
     with pytest.raises(InvalidProblem, match="has no bound"):
         verify(problem("cross_entropy", x), made("cross_entropy", x), Gate("bound", {"algorithm": "clipped"}))
+
+
+def test_the_normwise_terms_of_blanchard_higham_and_higham_are_a_gate():
+    """Relative to the largest of a row, so that small probabilities may be anything: that zeros pass below them is said."""
+    x = logits(3, 40, sigma=3)
+    right = certified(Problem("softmax", x), F32).rounded()
+    gate = Gate("bhh.bound")
+    assert verify(Problem("softmax", x), right, gate).verdict == "pass"
+    most, u = widen(right).max(axis=1), 2.0**-24
+    for times, verdict in ((0.99, "pass"), (1.01, "fail")):
+        output = right.copy()
+        output[1, np.argmin(right[1])] += np.float32(times * u * 43 * most[1])
+        found = verify(Problem("softmax", x), output, gate)
+        assert found.verdict == verdict
+        assert found.gate.vacuous_fraction < 0.1
+    total = certified(Problem("logsumexp", x), F32).rounded()
+    for times, verdict in ((0.9, "pass"), (3.0, "fail")):
+        output = total + np.float32(times * u) * (np.abs(total) + 41)
+        assert verify(Problem("logsumexp", x), output, gate).verdict == verdict
+    lax = Gate("bhh.bound", {"compute": "bfloat16", "factor": 10})
+    assert verify(Problem("softmax", x), right, lax).findings[0].kind == "vacuous"
+    with pytest.raises(InvalidProblem, match=r"bhh\.bound is for softmax and logsumexp"):
+        verify(Problem("log_softmax", x), right, gate)
 
 
 @pytest.mark.parametrize("name", list(POLICIES))
