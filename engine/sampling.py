@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log, prod
+from typing import Any
 
 import numpy as np
 
@@ -145,6 +146,12 @@ class _Best:
         there = scores > -np.inf
         given = (scores[there], ties[there], rows[there])
         score, tie, row = (np.concatenate(pair) for pair in zip(self._kept, given, strict=True))
+        if score.size > self._count:  # only what may stay is sorted
+            least = np.partition(score, -self._count)[-self._count]
+            above, equal = np.flatnonzero(score > least), np.flatnonzero(score == least)
+            room = self._count - above.size
+            equal = equal[tie[equal] <= np.partition(tie[equal], room - 1)[room - 1]]
+            score, tie, row = (values[np.concatenate([above, equal])] for values in (score, tie, row))
         order = np.lexsort((row, tie, -score))[: self._count]
         self._kept = (score[order], tie[order], row[order])
 
@@ -220,13 +227,14 @@ def _wrong(op: ops.Op, x: Array, c: Array, top: Array, low: Array, high: Array, 
     if op.name == "log_softmax":
         doubtful = np.flatnonzero(finite & (high < np.inf) & (wrong | (x.min(axis=1) == -np.inf)))
         wrong[doubtful] = ((x[doubtful] == -np.inf) != (c[doubtful] == -np.inf)).any(axis=1)
-    for row in np.flatnonzero(~finite).tolist():
-        fill = {np.inf: op.infinite, -np.inf: op.fully_masked}.get(float(top[row]), np.nan)
-        if top[row] == -np.inf and op.name in FIXED:
-            fill = {"masked_zero": FIXED[op.name], "masked_uniform": high[row] if np.isfinite(high[row]) else 0.0}.get(
-                nonfinite, fill
-            )
-        wrong[row] = not np.array_equal(c[row], np.full_like(c[row], fill), equal_nan=True)
+    gone = top == -np.inf
+    masked: Any = op.fully_masked
+    if op.name in FIXED and nonfinite == "masked_zero":
+        masked = FIXED[op.name]
+    if op.name in FIXED and nonfinite == "masked_uniform":  # any one number
+        masked = np.where(np.isfinite(high), high, -1.0)[gone, None]
+    for rows, fill in ((np.isnan(top), np.nan), (top == np.inf, op.infinite), (gone, masked)):
+        wrong[rows] = ~((c[rows] == fill) | (np.isnan(c[rows]) & np.isnan(fill))).all(axis=1)
     return np.asarray(wrong)
 
 

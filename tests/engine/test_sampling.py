@@ -1,5 +1,6 @@
 """Which rows a sample has: those that are wrong at sight are always among them, and the same bytes and seed give the same rows."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -329,3 +330,13 @@ def test_a_sample_is_estimated_as_one():
     whole, some = (engine.estimate_verdict(problem, output, sample=given) for given in (None, Sample(64)))
     assert (whole > 200, some < 15) == (True, True)
     assert engine.estimate_verdict(problem, output, sample=Sample(10**6)) == whole
+
+
+def test_many_short_rows_are_looked_at_quickly():
+    """A row each: all are equal, and most of them without a truth."""
+    x = np.full((300_000, 1), np.nan, np.float32)
+    x[::7] = 1
+    started = time.process_time()
+    found = drawn(Problem("softmax", x), np.where(np.isnan(x), x, np.float32(1)), 1000)
+    assert found.told.strata["nonfinite"] == 0
+    assert time.process_time() - started < 2
