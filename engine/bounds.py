@@ -100,7 +100,8 @@ Gradient p_i Y - y_i: Y B_i + dY (p_i + B_i) + u (p_i Y + that) + eta/2 + u (|g_
 Jacobian: p_i B_j + p_j B_i + B_i B_j off the diagonal, B_i |1 - 2 p_i| + B_i^2 on it; then expm1(2 u') (|J| + that) + eta/2
 Vjp p_i (g_i - s): ds = sum |g_j| B_j + u |g_j| (p_j + B_j) + eta/2, and expm1(H) (sum |g_j| p_j + that); dt = ds + u (|g_i - s| +
     ds); |g_i - s| B_i + (p_i + B_i) dt, then u (|v_i| + that) + eta/2
-Another output format: u_o (|T| + B) + eta_o/2. A format that saturates: no bound where |T| + B exceeds its largest number.
+Another output format: u_o (|T| + B) + eta_o/2. No bound where |T| + B exceeds the largest number of a format that saturates, or
+    what still rounds to it in one without infinity.
 
 The first-order form of the softmax bound, p_i u (|d_i| + c + W + H/u + 1), W = sum p_j (|d_j| + c), is not a bound: two logits
 0.25 and -64 in bfloat16 exceed it, subnormals lost in the sum do by 3.6, and a sum that overflows by 97. Nor is

@@ -285,6 +285,33 @@ POLICIES.add(
 )  # fmt: skip
 
 
+def _fudged(found: Metrics, reference: Metrics | None, given: Given) -> bool:
+    """Whether the mean error is more than so many times the reference's. Raises InvalidProblem without one."""
+    if reference is None:
+        raise InvalidProblem(
+            "policy torch.flex_fudge compares with the errors of a reference; give one: an output of the same shape"
+        )
+    if found.total_variation is None or reference.total_variation is None:
+        return False
+    return found.total_variation.mean > float(given["factor"]) * reference.total_variation.mean
+
+
+def _of_softmax(op: str, _fmt: Format, _given: Given) -> Tolerance:
+    if op != "softmax":
+        raise InvalidProblem(f"policy torch.flex_fudge is for softmax, not for {quoted(op)}; take flash.2x")
+    return Tolerance()
+
+
+POLICIES.add(
+    "torch.flex_fudge",
+    Policy(
+        "torch.flex_fudge", "reference", "mean abs(c - T) <= factor mean abs(reference - T); in use: 10 (float32), 1.1 (16 bits)",
+        "PyTorch test/inductor/test_flex_attention.py; the means are twice those of total_variation over n", _of_softmax,
+        {"factor": Number(10.0, 0.0, 1e6)}, ("factor",), broken=_fudged,
+    ),
+)  # fmt: skip
+
+
 BOUND_PARAMETERS = tuple(POLICIES["bound"].parameters)
 """What may be declared of an arithmetic."""
 

@@ -341,6 +341,27 @@ def test_what_is_asked_wrongly_is_refused_by_name():
         verify(problem("cross_entropy", x), made("cross_entropy", x), Gate("bound", {"algorithm": "clipped"}))
 
 
+def test_a_mean_error_is_held_against_that_of_a_reference():
+    x = logits(4, 60, sigma=3)
+    right = widen(certified(Problem("softmax", x), FORMATS["float64"]).rounded())
+    reference, output = ((right * (1 + error)).astype(np.float32) for error in (1e-5, 3e-5))
+    for factor, verdict in ((2.9, "fail"), (3.1, "pass")):
+        gate = Gate("torch.flex_fudge", {"factor": factor})
+        assert verify(Problem("softmax", x), output, gate, reference=reference).verdict == verdict
+    gate = Gate("torch.flex_fudge", {"factor": 1.1})
+    assert verify(Problem("softmax", x), right.astype(np.float32), gate, reference=output).verdict == "pass"
+    zeros = verify(Problem("softmax", x), output, gate, reference=np.zeros_like(output))
+    assert (zeros.verdict, zeros.findings[0].kind) == ("inconclusive", "vacuous")
+    assert verify(Problem("softmax", x), output, gate, reference=np.full_like(output, NAN)).verdict == "inconclusive"
+    assert verify(Problem("softmax", x), np.full_like(output, NAN), gate, reference=output).verdict == "fail"
+    with pytest.raises(InvalidProblem, match="compares with the errors of a reference"):
+        verify(Problem("softmax", x), output, gate)
+    with pytest.raises(InvalidProblem, match="is for softmax, not for 'log_softmax'"):
+        verify(Problem("log_softmax", x), output, gate, reference=output)
+    with pytest.raises(InvalidProblem, match="needs factor"):
+        verify(Problem("softmax", x), output, Gate("torch.flex_fudge"), reference=output)
+
+
 def test_the_normwise_terms_of_blanchard_higham_and_higham_are_a_gate():
     """Relative to the largest of a row, so that small probabilities may be anything: that zeros pass below them is said."""
     x = logits(3, 40, sigma=3)
@@ -367,7 +388,7 @@ def test_the_normwise_terms_of_blanchard_higham_and_higham_are_a_gate():
 @pytest.mark.parametrize("name", list(POLICIES))
 def test_every_policy_judges(name):
     x = logits(2, 20)
-    given = {key: {"ulps": 64.0, "rtol": 1e-2, "atol": 1e-3}[key] for key in POLICIES[name].needs}
+    given = {key: {"ulps": 64.0, "rtol": 1e-2, "atol": 1e-3, "factor": 10.0}[key] for key in POLICIES[name].needs}
     output = made("softmax", x)
     assert verify(Problem("softmax", x), output, Gate(name, given), reference=output).verdict in ("pass", "inconclusive", "fail")
     assert verify(Problem("softmax", x), np.full_like(output, NAN), Gate(name, given), reference=output).verdict == "fail"
