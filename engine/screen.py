@@ -639,7 +639,7 @@ class _Rows:
         for values, value in ((cell.a, 1.0), (cell.c, 1.0), (cell.lo, 0.0)):
             if values is not None:
                 values.reshape(-1)[at] = value
-        cell.odd = np.union1d(cell.odd, at)
+        cell.odd = np.union1d(cell.odd, at) if cell.odd.size else at  # in order
 
     def _exact_truths(self, cell: _Cells) -> None:
         """Truths that are numbers: behind masks, and in rows of equal logits."""
@@ -1283,7 +1283,7 @@ class _Rows:
             share[cell.gone] = -inf
         if cell.zero is not None:
             share[cell.zero] = -inf
-        deep = np.setdiff1d(cell.deep, np.concatenate([cell.odd, cell.open]))
+        deep = np.setdiff1d(cell.deep, np.concatenate([cell.odd, cell.open])) if cell.deep.size else cell.deep
         if deep.size:
             self.p.mark("infinite", int(cell.place(deep).min()))
             share.reshape(-1)[deep] = -inf
