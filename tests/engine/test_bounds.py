@@ -538,7 +538,7 @@ def test_where_the_declared_algorithm_gives_nan_there_is_no_bound(exp, fma):
     rng, fmt = np.random.default_rng(5), FORMATS["float8_e4m3fn"]
     x = round_array(np.clip(rng.normal(0, 1, (90, 3)) * rng.choice([1, 30, 200, 400], (90, 1)), -448, 448), fmt)
     gaps, outside = widen(x).max(axis=1) - widen(x).min(axis=1), 0
-    for key in BOUNDS:
+    for key in list(BOUNDS)[("numpy", "correct", "exp2").index(exp) :: 3]:
         variant = VARIANTS[key]
         extra = extra_of(variant.op, rng, x.shape, 1) if "targets" in OPS[variant.op].tensors else None
         if "grad_output" in OPS[variant.op].tensors:
@@ -548,7 +548,7 @@ def test_where_the_declared_algorithm_gives_nan_there_is_no_bound(exp, fma):
         found = [allowances.own(int(i)) for i in chosen if not isinstance(truth.cell(int(i), truth.bits), float)]
         assert all(bound == INF for bound in found), key
         outside += len(found)
-    assert outside > 100
+    assert outside > 30
     wide = x[gaps > 464]
     assert len(wide) > 3
     assert all(np.isinf(bound_of("softmax/shifted", row, fmt)).all() for row in widen(wide))

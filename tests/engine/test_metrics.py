@@ -541,3 +541,9 @@ def test_an_error_on_the_edge_of_a_bin_but_for_what_no_precision_shows_is_in_the
     truth.row(0, bits)
     output = round_array(np.array([[0.02, -0.0006103515625, -0.009765625, -0.009765625]]), form)
     assert Measurement(output, truth).percentile_ulp(50) == 0.2527223215129251
+
+
+def test_a_truth_half_way_between_two_decimals_is_rounded_away_from_0():
+    """1/40 to one digit; its enclosure never shows that it is 0.025."""
+    truth = Truth(Problem("softmax", np.zeros((1, 40))), FORMATS["float64"])
+    assert Measurement(truth.rounded(), truth).expected(0, 1) == "3e-2"

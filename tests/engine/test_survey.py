@@ -544,6 +544,11 @@ def test_a_row_figure_beside_the_largest_number_is_infinite():
     assert survey._rounded((2**1023, 2**1023), 0)[0] == 2.0**1023
 
 
+def test_a_figure_that_may_be_anything_is_open():
+    assert survey._fixed(1.0, INF, 40) is None
+    assert survey._fixed(INF, 1.0, 40) is None
+
+
 def test_absolute_errors_beside_the_largest_number_are_sought_without_a_warning():
     output = np.full((1, 600), np.finfo(np.float64).max)
     assert_same(output, Truth(Problem("softmax", np.zeros((1, 600))), FORMATS["float64"]), "")
