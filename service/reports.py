@@ -54,12 +54,19 @@ def tolerance(answer: Answer) -> str:
     ]
     if isinstance(rtol, str):
         return "\n".join([*lines, "  error theory allows this arithmetic anything here: no tolerance will do"]) + "\n"
-    lines += [f"  numpy.testing.assert_allclose(output, truth, rtol={_up(rtol)}, atol={_up(atol)})"]
-    lines += [f"of a result of {short(answer['typical'])} it misses a relative error of {short(answer['missed'])}"]
+    call = f"rtol={_up(rtol * _MORE + _OF_TRUTH)}, atol={_up(atol * _MORE)}"
+    lines += ["with the truth in float64 (POST /v1/truth, engine.certify), and the output as it is:"]
+    lines += [f"  numpy.testing.assert_allclose(output, truth, {call})"]
+    lines += [f"  torch.testing.assert_close(output.double(), truth, {call})"]
+    lines += [f"of a result of {short(answer['typical'])} it misses relative errors up to {short(answer['missed'])}"]
     lines += ["an output of zeros passes it" if answer["zeros_pass"] else "an output of zeros does not pass it"]
     if tested := answer["self_test"]:
         lines += [f"{fate}: {', '.join(tested[fate])}" for fate in ("caught", "missed", "equivalent") if tested[fate]]
     return "\n".join(lines) + "\n"
+
+
+_MORE, _OF_TRUTH = 1 + 2.0**-50, 2.0**-51
+"""For comparing in float64, and for the truth rounded to it."""
 
 
 def _up(value: float | str) -> str:

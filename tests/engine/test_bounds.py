@@ -137,10 +137,12 @@ class _Known:
         for start in range(0, self.rows, step):
             block = fast.Block(op, fast.T1, fast.UP, *self.of(slice(start, start + step)), fast.Buffers())
             block.prepare()
-            (part,) = block.parts()
-            radius = np.abs(part.hi) * block.bound if part.radius is None else part.radius
-            radius = np.broadcast_to(radius if part.masked is None else np.where(part.masked, 0, radius), part.hi.shape)
-            self.found.append([np.array(block.laid(values)) for values in (part.hi, part.lo, radius)])
+            parts = []
+            for part in block.parts():
+                radius = np.abs(part.hi) * block.bound if part.radius is None else part.radius
+                radius = np.broadcast_to(radius if part.masked is None else np.where(part.masked, 0, radius), part.hi.shape)
+                parts.append([np.array(block.laid(values)) for values in (part.hi, part.lo, radius)])
+            self.found.append([np.concatenate(values, axis=1) for values in zip(*parts, strict=True)])
         self.truth = [np.concatenate(values) for values in zip(*self.found, strict=True)]
 
     def of(self, which):
