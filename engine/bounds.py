@@ -200,7 +200,8 @@ class Tolerance:
 
     B: the largest bound by any of the declarations that has one; infinite, so that everything is allowed, where none of them has;
     0 where nothing is declared. larger: the larger of absolute and relative abs(T), not their sum. outside: whether an error as
-    large as all that is too large.
+    large as all that is too large, and half of ulps ulp(T) where c is in a lower binade than T, so that one ulp is not reached
+    by the two neighbours of T alone.
     """
 
     declared: tuple[Declared, ...] = ()

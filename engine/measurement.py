@@ -274,21 +274,27 @@ class Cells:
         low, high = (Fraction(end << self.fmt.precision) / Fraction(room) for end, room in ((lo, most), (hi, least)))
         return floor(low * 2 ** self.width(bits)), ceil(high * 2 ** self.width(bits))
 
-    def _room(self, index: int, bits: int, which: int) -> tuple[Real, Real]:
+    def _room(self, index: int, bits: int, which: int, loose: bool = True) -> tuple[Real, Real]:
         """A tolerance, from the least to the most that it may be, in units of 2^-W ulp: T is known to so many bits."""
         tolerance, bound = self.allowances.chosen[which], self.allowances.bound(index, which)
         scale = self.width(bits) - self.ulp_exponent(index)
         reach = max(abs(frexp(bound)[1] + scale), frexp(tolerance.ulps)[1] + self.width(bits))
+        ulps = tolerance.ulps / 2 if tolerance.outside and self._lower(index) else tolerance.ulps
         if reach < 1000 and not (tolerance.relative or tolerance.absolute):  # exact in binary64
-            ulps = max(ldexp(bound, scale), ldexp(tolerance.ulps, self.width(bits)))
+            ulps = max(ldexp(bound, scale), ldexp(ulps, self.width(bits)))
             return ulps, ulps
         unit = Fraction(2) ** scale
-        ulps = max(Fraction(bound) * unit, Fraction(tolerance.ulps) * 2 ** self.width(bits))
-        size = self._size(index, bits, True) if tolerance.relative else (0, 0)
+        ulps = max(Fraction(bound) * unit, Fraction(ulps) * 2 ** self.width(bits))
+        size = self._size(index, bits, loose) if tolerance.relative else (0, 0)
         shares = [Fraction(tolerance.relative) * end for end in size]
         flat = Fraction(tolerance.absolute) * unit
         least, most = (max(flat, share) if tolerance.larger else flat + share for share in shares)
         return max(ulps, least), max(ulps, most)
+
+    def _lower(self, index: int) -> bool:
+        """Whether the output is in a lower binade than the truth, with finer ulps."""
+        binade = self.ulp_exponent(index) - self.subnormal_exponent  # from the lowest
+        return binade > 0 and abs(self.ordinal(index)) < binade + 1 << self.fmt.precision - 1
 
     def exceeds(self, index: int) -> bool:
         """Whether the error of one compared element is beyond the tolerance by which it is judged."""
@@ -333,7 +339,7 @@ class Cells:
 
     def _beyond(self, index: int, figure: Callable[[int, int, bool], Interval], which: int, outside: bool) -> bool:
         """Whether a figure in units of 2^-W ulp is larger than a tolerance. Within 2^-256 of it, relatively, it counts as equal,
-        which is beyond where that is outside."""
+        which is beyond where that is outside; but a stand-in of the truth says on which side it is."""
         bits = self.bits
         while True:
             lo, hi = figure(index, bits, True)
@@ -342,8 +348,11 @@ class Cells:
                 return False
             if lo > most or (lo >= most and outside):
                 return True
-            if max(hi - Fraction(least), Fraction(most) - lo) * 2**TIE_BITS <= most:
-                return outside
+            beside = isinstance(self.enclosure(index, bits), StandIn)
+            if max(hi - Fraction(least), Fraction(most) - lo) * 2**TIE_BITS <= most or (beside and not most):
+                if beside:
+                    (lo, hi), (least, most) = figure(index, bits, False), self._room(index, bits, which, False)
+                return lo > most or (outside and hi >= least)
             bits, _ = self.finer(bits, "a comparison with a tolerance")
 
 

@@ -37,6 +37,8 @@ from engine.truth.fast import CHUNK, FLOOR, Block, Buffers, Part, Tier
 FIRST_BIN = -640
 OPEN = 2.0**-23
 """An element whose ULP error is not known to so many ulps is left to a finer tier."""
+SEEN = 2.0**-12
+"""ULPs beside which that is nothing."""
 SMALL = 2.0**-8
 """Up to here the logarithm and the exponential are taken as their series, which ends below 2^-32 of itself; after the first tier up
 to 2^-4 and below 2^-44."""
@@ -1147,7 +1149,13 @@ class _Rows:
         if tolerance.absolute or tolerance.relative:
             absolute, share = tolerance.absolute * self.up, tolerance.relative * cell.a
             found = np.maximum(found, np.maximum(absolute, share) if tolerance.larger else absolute + share)
-        return np.maximum(found, tolerance.ulps / cell.inverse) if tolerance.ulps else found
+        if not tolerance.ulps:
+            return found
+        ulps = tolerance.ulps / cell.inverse
+        if tolerance.outside:
+            power = cell.power.view(np.float64)
+            ulps[(np.abs(cell.c) < power) & (power > self.low_binade)] /= 2
+        return np.maximum(found, ulps)
 
     def _out(self, cell: _Cells, mask: Array) -> Array:
         """A mask without what has been taken out."""
@@ -1160,16 +1168,15 @@ class _Rows:
         cell.judge = tolerance
         if not float(tolerance.max()) < inf:
             self.p.counts["unjudged"] += int(np.count_nonzero(self._out(cell, tolerance == inf)))
-        over = self._out(cell, value > tolerance * (1 - 2.0**-30))
+        over = self._out(cell, (value > tolerance * (1 - 2.0**-10)) | self._small(cell))
         unsure_at = at = np.flatnonzero(over)
         if at.size:
-            flat, limit = value.reshape(-1)[at], tolerance.reshape(-1)[at]
-            near = (1.1 + 1.1 * self.screen.work.chosen[1].relative) * self._doubt(cell, at)
-            unsure = flat - limit <= 2.0**-30 * limit + near + flat * 2.0**-40
-            unsure_at = at[unsure]
+            gap, limit = value.reshape(-1)[at], tolerance.reshape(-1)[at]
+            near = (1.1 + 1.1 * self.screen.work.chosen[1].relative) * self._doubt(cell, at) + gap * 2.0**-40 + limit * 2.0**-30
+            gap = gap - limit
+            unsure_at, sure = at[np.abs(gap) <= near], at[gap > near]
             self.p.open_bounds += cell.place(unsure_at).tolist()
-            over.reshape(-1)[unsure_at] = False
-            sure = at[~unsure]
+            over.reshape(-1)[at[gap <= near]] = False
             self.p.counts["beyond"] += sure.size
             if sure.size:
                 self.p.mark("beyond", int(cell.place(sure).min()))
@@ -1183,6 +1190,13 @@ class _Rows:
             if found.size:
                 self.p.counts["absorbed"] += found.size
                 self.p.mark("absorbed", int(cell.place(found).min()))
+
+    def _small(self, cell: _Cells) -> Array | bool:
+        """Elements whose tolerance is so small that what T may be off by counts beside it."""
+        if self.screen.work.chosen[1].ulps >= SEEN:
+            return False
+        small = np.asarray(cell.judge * cell.inverse < SEEN)
+        return small if cell.gone is None else small & ~cell.gone
 
     def _vacuous(self, cell: _Cells) -> None:
         """Elements without a bound of the declared algorithm, and those whose tolerance is as large as they are."""
