@@ -100,13 +100,17 @@ class Survey:
         self._settled = Counter[str]()
         for members in self._classes_open:
             self._settled[self.truth.tiers()[members[0]]] += len(members)
-        for members in self._classes(sorted(set(p.open_bounds))):
+        near, sizes, voids, shorts = (
+            self._classes(sorted(set(found))) for found in (p.open_bounds, p.open_sizes, p.open_voids, p.open_shorts)
+        )
+        self.truth.prefetch(members[0] for kind in (near, sizes, voids, shorts) for members in kind)
+        for members in near:
             self._judge(members)
-        for members in self._classes(sorted(set(p.open_sizes))):
+        for members in sizes:
             p.counts["vacuous"] += len(members) * self.cells.vacuous(members[0])
-        for members in self._classes(sorted(set(p.open_voids))):
+        for members in voids:
             p.counts["void"] += len(members) * self.cells.vacuous(members[0], 1)
-        for members in self._classes(sorted(set(p.open_shorts))):
+        for members in shorts:
             self._short(members)
         self._alone = _Far(self, sorted(p.open_rows)) if p.open_rows and self.op.name in ("softmax", "log_softmax") else None
         self.far = _Far(self, p.far_rows) if p.far_rows else None

@@ -18,10 +18,22 @@ from tests.drawn import KINDS, draw, logits, rounded
 def judged(seed, longest=4096):
     """What the default gate says of a right implementation, and of the correctly rounded output."""
     case = draw(seed, longest)
+    if on_the_edge(case):
+        return {}
     found = {str(case): verify(case.given, case.made.output(case.given)).verdict}
     if seed % 5 == 0:
         found[f"{case}: rounded"] = verify(case.given, rounded(case.given, case.output)).verdict
     return found
+
+
+def on_the_edge(case):
+    """Whether a truth is so near to where float8_e4m3fn overflows that a right implementation may round to either side: one is NaN,
+    and beside a NaN there is no error to be small, so that it fails."""
+    if case.output != "float8_e4m3fn":
+        return False
+    truth = certified(case.given, FORMATS[case.output])
+    edge = FORMATS[case.output].largest + 16
+    return bool((np.abs(np.abs(nearly(truth, range(truth.rows))) - edge) < edge * 2.0**-16).any())
 
 
 def inside(problem, output):
