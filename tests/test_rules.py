@@ -13,6 +13,8 @@ from engine.policies import POLICIES
 from engine.truth import Truth, nearly
 from tests.naive import DEMANDS, PAIRS, REFERENCES, Near, fates, judge, posted
 
+pytestmark = pytest.mark.no_cover
+
 
 def compared(seed):
     """What verify says of a case, by the fast tiers and by the exact path, having compared that, and what it says of the mutants,
