@@ -88,8 +88,9 @@ class ServiceError(Exception):
     """No verdict was reached. status: that of the HTTP answer, None if there was none. errors: {pointer, detail} each."""
 
     def __init__(self, title: str, detail: str, status: int | None = None, errors: Sequence[Mapping[str, str]] = ()) -> None:
-        rows = (f"\n  {row.get('pointer')}: {row.get('detail')}" for row in errors if row.get("detail") != detail)
-        super().__init__(f"{title}{f' ({status})' if status else ''}: {detail}{''.join(rows)}")
+        rows = (f"{row.get('pointer')}: {row.get('detail')}" for row in errors if row.get("detail") != detail)
+        more = "".join(f"\n  {row}" for row in rows if row != detail)
+        super().__init__(f"{title}{f' ({status})' if status else ''}: {detail}{more}")
         self.status, self.title, self.detail, self.errors = status, title, detail, list(errors)
 
 
@@ -182,12 +183,14 @@ def verify(
 
 
 def report(answer: Mapping[str, Any]) -> str:
-    """An answer in words: findings, worst elements, what the gate catches, digests."""
+    """An answer in words: findings, worst elements, what the gate catches, how many rows were judged if not all, digests."""
     lines = [f"  {row['detail']}" for row in answer.get("findings") or ()]
     if worst := answer.get("worst"):
         lines += ["worst elements:", *(f"  {_element(row)}" for row in worst[:4])]
     if gate := answer.get("gate"):
         lines.append(_gate(gate))
+    if sample := answer.get("sample"):
+        lines.append(f"sample: {sample['rows']} of {sample['of']} rows, seed {sample['seed']}")
     lines += [f"{name} {digest}" for name, digest in (answer.get("digests") or {}).items()]
     return "\n".join(lines)
 
@@ -195,7 +198,8 @@ def report(answer: Mapping[str, Any]) -> str:
 def _gate(gate: Mapping[str, Any]) -> str:
     """The policy, its parameters, and which wrong outputs it tells from right ones."""
     tested = gate.get("self_test") or {}
-    others = (f"{name}={value}" for name, value in gate.items() if name not in ("policy", "self_test", "vacuous_fraction"))
+    ours = ("policy", "rule", "declared", "self_test", "vacuous_fraction")
+    others = (f"{name}={value}" for name, value in gate.items() if name not in ours)
     caught = "; ".join(f"{word} {', '.join(tested[word])}" for word in ("caught", "missed") if tested.get(word))
     return " ".join(["gate", str(gate.get("policy")), *others]) + (f": {caught}" if caught else "")
 

@@ -416,6 +416,12 @@ def test_what_is_no_verdict_cannot_be_expected(fake, expect):
     assert not fake.seen
 
 
+def test_a_report_names_the_parameters_of_the_gate_and_the_rows_that_were_judged():
+    gate = {"policy": "bound", "factor": 2.0, "rule": "abs(c - T)", "declared": {"compute": "float32"}, "vacuous_fraction": 0.0}
+    answer = {"verdict": "pass", "gate": gate, "sample": {"rows": 10, "of": 100, "seed": 3, "strata": {}}}
+    assert client.report(answer) == "gate bound factor=2.0\nsample: 10 of 100 rows, seed 3"
+
+
 def test_a_report_of_little_says_little():
     assert client.report({"verdict": "pass"}) == ""
     assert (
@@ -449,6 +455,13 @@ def test_a_problem_document_is_told(fake):
     error = failing()
     assert str(error) == "Unknown name (422): see below\n  /gate/policy: unknown policy 'bund'"
     assert (error.status, error.title, error.detail, len(error.errors)) == (422, "Unknown name", "see below", 2)
+
+
+def test_a_detail_is_told_once():
+    finding = {"pointer": "/axis", "detail": "axis is 4"}
+    assert str(client.ServiceError("Invalid", "/axis: axis is 4", 422, [finding])) == "Invalid (422): /axis: axis is 4"
+    assert str(client.ServiceError("Invalid", "axis is 4", 422, [finding])) == "Invalid (422): axis is 4"
+    assert str(client.ServiceError("Invalid", "two", 422, [finding])) == "Invalid (422): two\n  /axis: axis is 4"
 
 
 @pytest.mark.parametrize("status", [429, 503])
