@@ -67,7 +67,8 @@ def tolerance(
     if problem is not None:
         return _of_logits(problem, k, chosen.factor, n)
     if n is None or not 1 <= n <= LONGEST:
-        raise InvalidProblem(f"n is {n}; it is the number of logits in a row, 1 to {LONGEST}, or logits are given")
+        length = "missing" if n is None else n
+        raise InvalidProblem(f"n is {length}; it is the number of logits in a row, 1 to {LONGEST}, or logits are given")
     if row.name not in _KINDS:
         more = {"softmax_vjp": " and grad_output"}.get(op, "")
         raise InvalidProblem(f"of {op} nothing is known of every row: give the logits{more}")

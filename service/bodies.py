@@ -192,7 +192,8 @@ def _door(kind: str, boundary: str, headers: Headers, limits: Limits) -> Door:
         detail = f"{BINARY} needs the header {LENGTH}, the number of bytes of JSON before those of the tensors, {given}"
         raise Problem("malformed", detail, (Finding(LENGTH, detail),))
     if int(length) > limits.max_body_bytes:
-        raise _most(JSON, limits).exceeded()
+        rule = f"above max_body_bytes = {limits.max_body_bytes}; send its tensors as bytes after it"
+        raise Problem("too-large", f"the JSON header has {length} bytes, {rule}", (Finding(LENGTH, f"{length} bytes, {rule}"),))
     return Door("binary", "", header=int(length))
 
 

@@ -370,7 +370,11 @@ def verify(
     **asked: Any,
 ) -> None:
     """Judge an output made elsewhere: pass (exit status 0), fail (1) or inconclusive (4). No server is needed."""
-    gate = engine.Gate(policy, dict(_parameter(given, "--set", "ulps=4") for given in settings))
+    if as_json and as_markdown:
+        raise click.UsageError("--json and --markdown are two ways to write one answer: give one of them")
+    if url is not None and (processes is not None or audit):
+        raise click.UsageError("--processes and --audit are of a computation here, and --url asks a service: leave them out")
+    gate = engine.Gate(policy, _parameters(settings, "--set", "ulps=4"))
     if sample_seed is not None and sample_rows is None:
         raise Refused("--sample-seed chooses the rows of a sample: give --sample-rows too")
     sample = None if sample_rows is None else engine.Sample(sample_rows, sample_seed or 0)
@@ -384,7 +388,10 @@ def verify(
         beside = None if reference is None else _given_output(reference, reference_key, "reference")
         if url is not None:
             included = [*invariants, *["repro"] * (folder is not None)]
-            answer = _asked(url, problem, found, gate, beside, others, axis, nonfinite, included, sample)
+            answer = _asked(
+                url, problem, found, gate, reference=beside, outputs=others, axis=axis, nonfinite=nonfinite, include=included,
+                worst=8 if worst is None else worst, sample=None if sample is None else asdict(sample),
+            )  # fmt: skip
         else:
             options: dict[str, Any] = {"nonfinite": nonfinite, "reference": beside, "outputs": others, "include": invariants}
             processes = 1 if processes is None and sample is not None else processes
@@ -423,26 +430,14 @@ def _to_folder(folder: Path) -> Iterator[None]:
         raise Refused(f"--repro: {error.filename or folder}: {error.strerror or error}") from None
 
 
-def _asked(
-    url: str,
-    problem: engine.Problem,
-    output: tensors.Array,
-    gate: engine.Gate,
-    reference: tensors.Array | None,
-    repeats: Sequence[tensors.Array],
-    axis: int,
-    nonfinite: str,
-    invariants: Sequence[str],
-    sample: engine.Sample | None,
-) -> Any:
+def _asked(url: str, problem: engine.Problem, output: tensors.Array, gate: engine.Gate, **options: Any) -> Any:
     """The answer of a service. What it refuses is status 2, what it cannot do 3."""
-    params = {name: value for name in _PARAMS if not _left_out(name, value := getattr(problem.params, name))}
+    told = {name: value for name in _PARAMS if not _left_out(name, value := getattr(problem.params, name))}
+    params = {name: (v, v.dtype.name, v.shape) if isinstance(v, np.ndarray) else v for name, v in told.items()}  # in the file
     try:
         return client.verify(
-            problem.op, problem.logits, output, targets=problem.targets, grad_output=problem.grad_output, reference=reference,
-            outputs=repeats, params={name: v.tolist() if isinstance(v, np.ndarray) else v for name, v in params.items()},
-            gate={"policy": gate.policy, **gate.parameters}, nonfinite=nonfinite, axis=axis, include=invariants,
-            sample=None if sample is None else asdict(sample), url=url,
+            problem.op, problem.logits, output, targets=problem.targets, grad_output=problem.grad_output, params=params,
+            gate={"policy": gate.policy, **gate.parameters}, url=url, **options,
         )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise Refused(str(error)) from None
@@ -591,7 +586,11 @@ def _failures() -> Iterator[None]:
 
 def _blamed(message: str) -> str:
     """What the engine says of a tensor, with the option that gave it, or would give it."""
-    match = re.match("weights|mask", message) or re.search(r"\b(logits|target|class ind|grad_output|output\b)", message)
+    if run := re.match(r"outputs\.([0-9]+)", message):
+        return f"--repeat: {click.get_current_context().params['repeats'][int(run[1])][:200]}: {message}"
+    if re.match("policy|include", message):
+        return re.sub("reference; give one:", "reference; give --reference:", message)
+    match = re.match("weights|mask|reference", message) or re.search(r"\b(logits|target|class ind|grad_output|output\b)", message)
     name = {"target": "targets", "class ind": "targets"}.get(match[0], match[0]) if match else ""
     given = click.get_current_context().params.get(name)
     message = re.sub(rf"\bgive ({'|'.join(_PARAMS)})\b", lambda found: f"give {_option(found[1])}", message)
@@ -718,18 +717,23 @@ def _generated(family: str | None, rows: int | None, n: int | None, seed: int | 
     rows, n, seed = (default if value is None else value for value, default in ((rows, 1), (n, 10), (seed, 0)))
     if rows * n > LIMITS.max_elements:
         raise Refused(f"--rows {rows} times --n {n} is above {LIMITS.max_elements} elements; ask for fewer")
-    return engine.generate(family, rows, n, seed, **dict(map(_parameter, params)))
+    return engine.generate(family, rows, n, seed, **_parameters(params, "--param", "sigma=4"))
 
 
-def _parameter(text: str, option: str = "--param", example: str = "sigma=4") -> tuple[str, float | str]:
-    """NAME=VALUE; a value that is no number is a name, which the engine checks."""
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise click.UsageError(f"{option} {text!r} is not NAME=VALUE, such as {example}")
-    try:
-        return name, float(value)
-    except ValueError:
-        return name, value
+def _parameters(given: Sequence[str], option: str, example: str) -> dict[str, float | str]:
+    """Each NAME=VALUE; a value that is no number is a name, which the engine checks."""
+    found: dict[str, float | str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise click.UsageError(f"{option} {text!r} is not NAME=VALUE, such as {example}")
+        if name in found:
+            raise click.UsageError(f"{option} {name} is given twice, as {found[name]} and {value}: give it once")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def _check_output(problem: engine.Problem) -> None:

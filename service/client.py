@@ -88,8 +88,9 @@ class ServiceError(Exception):
     """No verdict was reached. status: that of the HTTP answer, None if there was none. errors: {pointer, detail} each."""
 
     def __init__(self, title: str, detail: str, status: int | None = None, errors: Sequence[Mapping[str, str]] = ()) -> None:
-        rows = (f"\n  {row.get('pointer')}: {row.get('detail')}" for row in errors if row.get("detail") != detail)
-        super().__init__(f"{title}{f' ({status})' if status else ''}: {detail}{''.join(rows)}")
+        rows = (f"{row.get('pointer')}: {row.get('detail')}" for row in errors if row.get("detail") != detail)
+        more = "".join(f"\n  {row}" for row in rows if row != detail)
+        super().__init__(f"{title}{f' ({status})' if status else ''}: {detail}{more}")
         self.status, self.title, self.detail, self.errors = status, title, detail, list(errors)
 
 
@@ -134,6 +135,7 @@ def verify(
     nonfinite: str = "ieee",
     axis: int = -1,
     include: Sequence[str] = (),
+    worst: int = 8,
     sample: int | Mapping[str, int] | None = None,
     url: str | None = None,
     key: str | None = None,
@@ -141,9 +143,9 @@ def verify(
 ) -> dict[str, Any]:
     """The answer of POST /v1/verify, as parsed JSON: verdict, findings, metrics, worst, gate, digests and so on.
 
-    op, targets, grad_output, reference, outputs, params, gate, nonfinite, axis, include: as the service's documentation has them;
-    gate may be the name of a policy alone; mask and weights of params may be (data, dtype, shape) too. What is a tensor is told at
-    the top of this file.
+    op, targets, grad_output, reference, outputs, params, gate, nonfinite, axis, include, worst: as the service's documentation has
+    them; gate may be the name of a policy alone; mask and weights of params may be (data, dtype, shape) too. What is a tensor is
+    told at the top of this file.
     sample: how many rows are judged, or {"rows": 64, "seed": 1}; None: all.
     url: of the service; by default what SOFTGAUGE_URL says, else http://127.0.0.1:8000. No proxy is asked.
     key: sent as bearer; by default what SOFTGAUGE_KEY says, else none.
@@ -164,25 +166,31 @@ def verify(
     needed = ("logits", "output")
     tensors = {name: _tensor(name, value, bare) for name, value, bare in given if value is not None or name in needed}
     request = {"op": op, "gate": {"policy": gate} if isinstance(gate, str) else _plain("gate", gate)}
-    request.update(nonfinite=nonfinite, axis=axis)
+    request.update(nonfinite=nonfinite, axis=_plain("axis", axis))
     if told:
         request["params"] = _plain("params", told)
     if include:
         request["include"] = list(include)
+    if worst != 8:
+        request["worst"] = _plain("worst", worst)
     if sample is not None:
-        request["sample"] = dict(sample) if isinstance(sample, Mapping) else {"rows": sample}
+        request["sample"] = _plain("sample", sample if isinstance(sample, Mapping) else {"rows": sample})
     kind, body = _multipart(json.dumps(request, allow_nan=False).encode(), tensors)
     key = (key or os.environ.get("SOFTGAUGE_KEY") or "").strip()  # one read from a file ends with a newline
+    if not (key.isascii() and (key + " ").isprintable()):
+        raise ValueError("the key has characters that no header takes: give it as the service has it, in one line of ASCII")
     return _asked(_checked_url(url), key, kind, body, timeout)
 
 
 def report(answer: Mapping[str, Any]) -> str:
-    """An answer in words: findings, worst elements, what the gate catches, digests."""
+    """An answer in words: findings, worst elements, what the gate catches, how many rows were judged if not all, digests."""
     lines = [f"  {row['detail']}" for row in answer.get("findings") or ()]
     if worst := answer.get("worst"):
         lines += ["worst elements:", *(f"  {_element(row)}" for row in worst[:4])]
     if gate := answer.get("gate"):
         lines.append(_gate(gate))
+    if sample := answer.get("sample"):
+        lines.append(f"sample: {sample['rows']} of {sample['of']} rows, seed {sample['seed']}")
     lines += [f"{name} {digest}" for name, digest in (answer.get("digests") or {}).items()]
     return "\n".join(lines)
 
@@ -190,7 +198,8 @@ def report(answer: Mapping[str, Any]) -> str:
 def _gate(gate: Mapping[str, Any]) -> str:
     """The policy, its parameters, and which wrong outputs it tells from right ones."""
     tested = gate.get("self_test") or {}
-    others = (f"{name}={value}" for name, value in gate.items() if name not in ("policy", "self_test", "vacuous_fraction"))
+    ours = ("policy", "rule", "declared", "self_test", "vacuous_fraction")
+    others = (f"{name}={value}" for name, value in gate.items() if name not in ours)
     caught = "; ".join(f"{word} {', '.join(tested[word])}" for word in ("caught", "missed") if tested.get(word))
     return " ".join(["gate", str(gate.get("policy")), *others]) + (f": {caught}" if caught else "")
 
@@ -428,10 +437,14 @@ def _multipart(request: bytes, tensors: Mapping[str, _Tensor]) -> tuple[str, lis
 
 def _checked_url(url: str | None) -> str:
     found = (url or os.environ.get("SOFTGAUGE_URL") or DEFAULT_URL).rstrip("/")
-    parts = urlsplit(found)
-    if "@" in parts.netloc:  # and nothing of it goes into a log
+    if "@" in found.partition("//")[2].partition("/")[0]:  # and nothing of it goes into a log
         raise ValueError("the URL of the service names a user: give the key by key= or SOFTGAUGE_KEY instead")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(found)
+        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.query and not parts.fragment
+    except ValueError:  # of a port that is none, or half an IPv6 address
+        right = False
+    if not right:
         raise ValueError(f"{found!r} is no URL of a service, such as {DEFAULT_URL}")
     return found
 
@@ -440,7 +453,8 @@ def _connection(url: str, timeout: float) -> tuple[http.client.HTTPConnection, s
     """A connection, and what stands before /v1 in paths."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    return kind(parts.hostname or "", parts.port, timeout=timeout), parts.path
+    # Without a port http.client would look for one in the host, and find the last digits of an IPv6 address.
+    return kind(parts.hostname or "", parts.port or kind.default_port, timeout=timeout), parts.path
 
 
 def _asked(url: str, key: str, kind: str, body: Sequence[Buffer], timeout: float) -> dict[str, Any]:
@@ -479,6 +493,7 @@ def _exchange(
     """One request and its answer: status, headers, body."""
     connection, prefix = _connection(url, timeout)
     with contextlib.closing(connection):
+        connection.connect()
         # A service that refuses a body answers before it has all of it, and that answer is wanted.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.request("POST", f"{prefix}/v1/verify", _pieces(body), headers)

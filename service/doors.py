@@ -274,7 +274,12 @@ def _taken(name: str, value: dict[str, Any], rest: memoryview) -> tuple[Array, m
     if unknown := value.keys() - _BINARY_KEYS:
         rule = "is no field of a binary tensor; known here: dtype, shape, parameters"
         raise _refused(name, f"{name}: {quoted(min(unknown))} {rule}")
+    if value.get("name", name) != name or ("dtype" in value and value.get("datatype", value["dtype"]) != value["dtype"]):
+        rule = "a name is that of its field, and of dtype and datatype one will do"
+        raise _refused(name, f"{name} has another name, or two dtypes; {rule}")
     parameters = value["parameters"]
+    if isinstance(parameters, dict) and (unknown := parameters.keys() - {"binary_data_size"}):
+        raise _refused(name, f"{name}: {quoted(min(unknown))} is no parameter of a binary tensor; known here: binary_data_size")
     size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
     if type(size) is not int or not 0 < size <= len(rest):
         rule = f"it is the number of its bytes, and {len(rest)} are left"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -98,12 +98,12 @@ def from_engine(error: engine.EngineError, pointer: str) -> Problem:
 
 
 @contextmanager
-def engine_errors(unknown: str, invalid: str | None = None) -> Iterator[None]:
+def engine_errors(unknown: str, invalid: str | Callable[[str], str] | None = None) -> Iterator[None]:
     """Turns what the engine raises into its problem, and says where in the request the fault is. Raises Problem.
 
-    unknown: the field whose names are looked up inside. invalid: the field that is judged inside, but that an error of one of the
-    params has its place; None: the targets or grad_output, whichever the error names (the doors refuse logits of a wrong shape,
-    and Limits what exceeds the engine's).
+    unknown: the field whose names are looked up inside. invalid: the field that is judged inside, or a function of the message that
+    tells it, but that an error of one of the params has its place; None: the targets or grad_output, whichever the error names (the
+    doors refuse logits of a wrong shape, and Limits what exceeds the engine's).
     A Disagreement passes: where it is caught, it ends the process.
     """
     try:
@@ -115,8 +115,10 @@ def engine_errors(unknown: str, invalid: str | None = None) -> Iterator[None]:
     except engine.InvalidProblem as error:
         named = "/grad_output" if "grad_output" in str(error) else "/targets"
         if isinstance(error, engine.InvalidParam):
-            named = invalid = f"/params/{error.name}"
-        raise from_engine(error, named if invalid is None else invalid) from None
+            named = f"/params/{error.name}"
+        elif invalid is not None:
+            named = invalid if isinstance(invalid, str) else invalid(str(error))
+        raise from_engine(error, named) from None
     except engine.EngineError as error:
         raise from_engine(error, "") from None
 

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import engine
+from service.errors import quoted
 
 Array = NDArray[Any]
 Chooser = Callable[[Sequence[str]], Sequence[str]]
@@ -44,6 +45,7 @@ LONGEST_HEADER = 2**20
 """Bytes of the header of an .npy or a .safetensors file, and of the list of an .npz's members."""
 _PIECE = 2**20  # bytes unpacked or summed at a time
 _MOST_AXES = 32
+_MOST_DIGITS = 20  # of an integer in a header
 _PAUSE = 0.02  # seconds; what is read meanwhile stays resident
 _INTEGERS = {"I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64", "U8": "uint8", "U16": "uint16", "U32": "uint32"}
 _BESIDE = {*_INTEGERS.values(), "bool"}  # dtypes of class indices and masks; no format
@@ -115,7 +117,7 @@ def dtype(name: str) -> np.dtype[Any]:
 def viewed(raw: memoryview, kind: np.dtype[Any], shape: Sequence[int]) -> Array:
     """Little-endian bytes in row-major order as an array. Raises ValueError."""
     if math.prod(shape) * kind.itemsize != len(raw):
-        raise ValueError(f"{len(raw)} bytes are not shape {list(shape)[:8]} of {kind}")
+        raise ValueError(f"{len(raw)} bytes are not shape {_told(shape)} of {kind}")
     return _checked(np.frombuffer(raw, kind).reshape(shape))
 
 
@@ -123,9 +125,14 @@ def extents(value: object) -> tuple[int, ...]:
     """A shape from JSON or from a header. Raises ValueError."""
     listed = value if isinstance(value, list | tuple) else None
     if listed is None or len(listed) > _MOST_AXES or any(type(extent) is not int or extent < 1 for extent in listed):
-        told = "its shape" if listed is None else f"shape {str(list(listed[:8]))[:64]}"
+        told = "its shape" if listed is None else f"shape {_told(listed)}"
         raise ValueError(f"{told} is none: that is a list of at most {_MOST_AXES} integers, and every extent is at least 1")
     return tuple(listed)
+
+
+def _told(shape: Sequence[object]) -> str:
+    """A shape as an error may name it."""
+    return str(list(shape[:8]))[:64]
 
 
 def _checked(array: Array) -> Array:
@@ -155,7 +162,7 @@ def npy(raw: memoryview) -> Array:
         raise ValueError(f"dtype {str(stored)[:64]}; known: {known}")
     shape, data = extents(shape), raw[stream.tell() :]
     if math.prod(shape) * stored.itemsize != len(data):
-        raise ValueError(f"the file has {len(data)} bytes of data, which is not shape {list(shape)[:8]} of {stored}")
+        raise ValueError(f"the file has {len(data)} bytes of data, which is not shape {_told(shape)} of {stored}")
     flat = _checked(np.frombuffer(data, stored)).astype(stored.newbyteorder("="), copy=False)
     return flat.reshape(shape, order="F" if fortran else "C")
 
@@ -166,6 +173,11 @@ def first_line(error: Exception) -> str:
 
 
 _ADDRESS = re.compile(" at 0x[0-9a-f]+")
+
+
+def _named(name: str) -> str:
+    """A name in a file as an error may repeat it: whoever made the file chose it, and a terminal obeys some characters."""
+    return name if re.fullmatch(r"[\w., -]{1,64}", name, re.ASCII) else quoted(name)
 
 
 # ---- .npz ------------------------------------------------------------------------------------------------------------
@@ -214,9 +226,9 @@ def _npz(raw: memoryview, choose: Chooser) -> dict[str, Array]:
         size = min(member.compress_size, len(raw))  # which an archive that lies may say to be anything
         if member.file_size > LARGEST_RATIO * size:
             rule = f"unpacks to more than {LARGEST_RATIO} times its {size} bytes"
-            raise ValueError(f"{member.filename[:64]} {rule}; save it with numpy.savez, uncompressed")
+            raise ValueError(f"{_named(member.filename)} {rule}; save it with numpy.savez, uncompressed")
     if (total := sum(member.file_size for member in packed)) > LARGEST_READ:
-        names = ", ".join(member.filename for member in packed)[:64]
+        names = _named(", ".join(member.filename for member in packed))
         rule = f"unpacks to {total} bytes; at most {LARGEST_READ} are read"
         raise ValueError(f"{names} {rule}; save it with numpy.savez, uncompressed")
     return {name: _member(archive, raw, member) for name, member in wanted.items()}
@@ -229,7 +241,7 @@ def _member(archive: zipfile.ZipFile, raw: memoryview, member: zipfile.ZipInfo) 
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  as above
-        raise ValueError(f"{member.filename[:64]}: {first_line(error)}") from None
+        raise ValueError(f"{_named(member.filename)}: {first_line(error)}") from None
 
 
 def _in_place(raw: memoryview, member: zipfile.ZipInfo) -> memoryview:
@@ -269,7 +281,7 @@ def _safetensors(raw: memoryview, choose: Chooser) -> dict[str, Array]:
     if length > LONGEST_HEADER:
         raise ValueError(f"its header has {length} bytes, above {LONGEST_HEADER}")
     try:
-        header = json.loads(bytes(raw[8 : 8 + length]).decode(), object_pairs_hook=_unique)
+        header = json.loads(bytes(raw[8 : 8 + length]).decode(), object_pairs_hook=_unique, parse_int=_integer)
     except RecursionError:
         raise ValueError("its header is nested too deeply") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -292,10 +304,16 @@ def _safetensors(raw: memoryview, choose: Chooser) -> dict[str, Array]:
             stored = np.dtype(engine.FORMATS[row].dtype if (row := _SAFE[header[name]["dtype"]]) in engine.FORMATS else row)
             found[name] = viewed(data[slice(*spans[name])], stored, extents(header[name]["shape"]))
         except KeyError:
-            raise ValueError(f"{name[:64]} is {header[name]['dtype'][:64]}; known: {', '.join(_SAFE)}") from None
+            raise ValueError(f"{_named(name)} is {_named(header[name]['dtype'])}; known: {', '.join(_SAFE)}") from None
         except ValueError as error:
-            raise ValueError(f"{name[:64]}: {error}") from None
+            raise ValueError(f"{_named(name)}: {error}") from None
     return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"its header has an integer of {len(digits)} digits")
+    return int(digits)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -308,11 +326,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _span(name: str, told: Any) -> tuple[int, int]:
     """First byte and end of a tensor's data."""
     if not isinstance(told, dict) or told.keys() != {"dtype", "shape", "data_offsets"} or not isinstance(told["dtype"], str):
-        raise ValueError(f"{name[:64]} is told by dtype, shape and data_offsets, and by nothing else")
+        raise ValueError(f"{_named(name)} is told by dtype, shape and data_offsets, and by nothing else")
     offsets = told["data_offsets"]
     if not isinstance(offsets, list) or len(offsets) != 2 or any(type(end) is not int for end in offsets):
-        raise ValueError(f"data_offsets of {name[:64]} are two integers")
+        raise ValueError(f"data_offsets of {_named(name)} are two integers")
     start, stop = offsets
     if not 0 <= start <= stop:
-        raise ValueError(f"data_offsets of {name[:64]} are not in order")
+        raise ValueError(f"data_offsets of {_named(name)} are not in order")
     return start, stop

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -120,15 +121,27 @@ def tolerance(body: Given, limits: Limits, announce: Announce) -> bytes:
             engine.check_gate(engine.Gate("bound", {name: value}), partly=True)
     with engine_errors("/format"):
         fmt = engine.find_format(request.format).name
+    with engine_errors("/op"):
+        engine.output_shape(engine.Problem(request.op, np.zeros(1)))  # looks the op up
     problem = None
     if request.logits is not None or request.inputs is not None:
         problem, _ = _problem(request, limits)
         with engine_errors("/op"):
             _admit(engine.estimate_tolerance(problem, fmt), limits, announce, ASK_LESS["tolerance"])
     else:
+        if stray := _of_logits(request):
+            rule = "belongs to logits, and none are given: give logits, or leave it out"
+            raise _invalid(limits, *(Finding(f"/{name}", f"{name} {rule}") for name in stray))
         announce(0.0)
-    with engine_errors("/op", invalid="/n" if problem is None else "/logits"):
+    asked = "/n" if problem is None else "/logits"
+    with engine_errors("/algorithm", invalid=lambda message: "/algorithm" if message.startswith("algorithm") else asked):
         return _written(engine.encode(engine.tolerance(request.op, fmt, request.n, declared, problem)))
+
+
+def _of_logits(request: schemas.ToleranceRequest) -> list[str]:
+    """Which fields are given that say something of logits only."""
+    said = {"targets": request.targets, "grad_output": request.grad_output, "params": request.params}
+    return [name for name, value in said.items() if value is not None] + ["axis"] * (request.axis != -1)
 
 
 def verify(body: Given, limits: Limits, announce: Announce) -> bytes:
@@ -154,13 +167,30 @@ def verify(body: Given, limits: Limits, announce: Announce) -> bytes:
         "axis": request.axis,
         "sample": sample,
     }
-    with engine_errors("/gate/policy", invalid="/output"):
+    with engine_errors("/gate/algorithm", invalid=_blamed):
         verdict = engine.verify(problem, output, gate, reference=reference, outputs=outputs, audit=limits.audit_logits, **options)
     answer = engine.encode(verdict)
     if "repro" in request.include:
         found = engine.minimise(problem, output, verdict, reference, outputs, include, request.axis)
         answer["repro"] = repro.told(found, verdict, include, limits.max_body_bytes)
     return _written(answer)
+
+
+_PLACES = {
+    "reference|policy [^ ]* compares": "/reference",
+    "include": "/include",
+    "with reduction": "/sample",
+    "algorithm": "/gate/algorithm",
+    "policy": "/gate/policy",
+}
+"""How what engine.verify says of a field begins, and the field."""
+
+
+def _blamed(message: str) -> str:
+    """The field that engine.verify refuses."""
+    if run := re.match(r"outputs\.([0-9]+)", message):
+        return f"/outputs/{run[1]}"
+    return next((pointer for words, pointer in _PLACES.items() if re.match(words, message)), "/output")
 
 
 def _outputs(request: schemas.VerifyRequest, limits: Limits) -> tuple[tensors.Array, tensors.Array | None, list[tensors.Array]]:

@@ -13,6 +13,8 @@ from engine.policies import POLICIES
 from engine.truth import Truth, nearly
 from tests.naive import DEMANDS, PAIRS, REFERENCES, Near, fates, judge, posted
 
+pytestmark = pytest.mark.no_cover
+
 
 def compared(seed):
     """What verify says of a case, by the fast tiers and by the exact path, having compared that, and what it says of the mutants,
@@ -36,9 +38,9 @@ def compared(seed):
 
 @pytest.mark.parametrize("part", range(4))
 def test_verdicts_are_those_of_the_rules(part):
-    counts = Counter(compared(seed) for seed in range(50 * part, 50 * part + 50))
+    counts = Counter(compared(seed) for seed in range(25 * part, 25 * part + 25))
     assert {found[0] for found in counts if found} == {"pass", "fail", "inconclusive"}
-    assert counts[None] < 5
+    assert counts[None] < 3
 
 
 @pytest.mark.soak

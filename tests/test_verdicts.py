@@ -14,6 +14,8 @@ from engine.truth import certified, hull, nearly
 from tests.broken import BROKEN, Right
 from tests.drawn import KINDS, draw, logits, rounded
 
+pytestmark = pytest.mark.no_cover
+
 
 def judged(seed, longest=4096):
     """What the default gate says of a right implementation, and of the correctly rounded output."""

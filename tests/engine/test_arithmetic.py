@@ -245,6 +245,7 @@ def every_pair(fmt):
     return np.concatenate((a, near[0], small, near[0])), np.concatenate((b, near[1], scales, -near[0]))
 
 
+@pytest.mark.no_cover
 @EVERY_FORMAT
 @pytest.mark.parametrize(
     ("operation", "exact"),

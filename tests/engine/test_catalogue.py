@@ -270,6 +270,7 @@ FORMULAS = {
 }
 
 
+@pytest.mark.no_cover
 @EVERY_FORMAT
 @pytest.mark.parametrize("key", FORMULAS)
 def test_a_variant_is_bit_for_bit_the_plain_numpy_formula_on_each_row(key, fmt):
@@ -302,6 +303,7 @@ def tame(fmt, rows, n, seed):
     return round_array(np.clip(sigma * generator.standard_normal((rows, n)), -limit, limit), fmt)
 
 
+@pytest.mark.no_cover
 @EVERY_FORMAT
 @claimed("finite")
 def test_finite_logits_give_no_nan(row, fmt):

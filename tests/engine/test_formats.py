@@ -259,6 +259,7 @@ def among_all(exact, fmt):
     return size if exact > 0 else -size
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", EIGHT)
 def test_every_midpoint_of_the_8_bit_formats_and_its_neighbourhood_round_as_brute_force_says(name):
     fmt = FORMATS[name]

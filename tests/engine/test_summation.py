@@ -128,6 +128,7 @@ def kinds_of_rows(fmt, n, rng):
     yield np.ones(n)
 
 
+@pytest.mark.no_cover
 @EVERY_FORMAT
 @pytest.mark.parametrize("name", REFERENCE)
 def test_every_written_out_order_is_that_of_single_numbers_each_rounded_once(name, fmt):

@@ -339,6 +339,7 @@ def test_figures_of_logits_of_every_kind(task, fmt):
     compare(task, FORMATS[fmt], LOGITS | FAMILIES, seed, lambda k, count: [(k + seed) % count])
 
 
+@pytest.mark.no_cover
 @every_format
 @every_task
 def test_figures_of_outputs_of_every_kind(task, fmt):
@@ -399,6 +400,7 @@ def test_figures_of_a_row_longer_than_a_chunk(task, monkeypatch):
     assert_same(run(stable(problem.op), problem, fmt), Truth(problem, fmt), "long")
 
 
+@pytest.mark.no_cover
 @every_format
 @every_task
 def test_figures_do_not_depend_on_how_a_row_is_cut(task, fmt, monkeypatch):
@@ -438,6 +440,7 @@ def rivals(op, rng, loose, tight, n):
     return Problem(op, x, None, extra)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("loose", "tight"), [(2, 37), (37, 2)], ids=["looser first", "looser last"])
 @pytest.mark.parametrize("op", ["cross_entropy_grad", "softmax_vjp"])
 def test_the_largest_truth_of_a_long_row_is_sought_with_the_doubts_of_all_its_parts(op, loose, tight, monkeypatch):
@@ -707,6 +710,7 @@ def _batch(task, fmt):
     return truth, round_array(np.where(rng.random(truth.shape) < 0.1, 0.3, widen(truth.rounded())), form)
 
 
+@pytest.mark.no_cover
 @every_format
 @every_task
 def test_figures_do_not_depend_on_the_parts_nor_on_their_order(task, fmt, monkeypatch):
@@ -731,6 +735,7 @@ def elsewhere(function, arguments):
     return [pickle.loads(pickle.dumps(function(pickle.loads(pickle.dumps(argument))))) for argument in arguments]
 
 
+@pytest.mark.no_cover
 @every_format
 @every_task
 @pytest.mark.parametrize("below", [0, 2])

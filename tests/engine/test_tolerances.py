@@ -200,7 +200,7 @@ def test_what_cannot_be_answered_is_refused():
     for arguments, error, said in (
         (("max", "float32", 3), UnknownName, "unknown op"),
         (("softmax", "float17", 3), UnknownName, "float17"),
-        (("softmax", "float32"), InvalidProblem, "n is None"),
+        (("softmax", "float32"), InvalidProblem, "n is missing"),
         (("softmax", "float32", 0), InvalidProblem, "n is 0"),
         (("softmax", "float32", LONGEST + 1), InvalidProblem, "16777216"),
         (("softmax_vjp", "float32", 3), InvalidProblem, "give the logits and grad_output"),

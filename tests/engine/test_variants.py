@@ -162,6 +162,7 @@ def row_by_row(function, *tensors):
 # The rules.
 
 
+@pytest.mark.no_cover
 @EVERY_FORMAT
 @pytest.mark.parametrize("key", FORMULAS)
 def test_a_variant_is_bit_for_bit_the_plain_numpy_formula_on_each_row(key, fmt):
@@ -174,6 +175,7 @@ def test_a_variant_is_bit_for_bit_the_plain_numpy_formula_on_each_row(key, fmt):
             assert same_bits(got, row_by_row(FORMULAS[key], case.x, *tensors)), case.x.shape
 
 
+@pytest.mark.no_cover
 @EVERY_FORMAT
 @EVERY_VARIANT
 def test_a_row_gives_the_same_alone_and_in_any_batch(variant, fmt):
@@ -207,6 +209,7 @@ def test_the_result_has_the_ops_shape_and_keeps_the_format(variant, fmt):
             assert result.shape == OPS[variant.op].output_shape(shape)
 
 
+@pytest.mark.no_cover
 @EVERY_FORMAT
 @EVERY_VARIANT
 def test_the_inputs_are_never_changed_nor_handed_back(variant, fmt):

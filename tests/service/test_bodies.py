@@ -181,7 +181,7 @@ def test_targets_are_integers_that_an_index_can_be(service, is_problem):
     [
         (TOLD, [X], {"Inference-Header-Content-Length": ""}, 400, ["Inference-Header-Content-Length"]),
         (TOLD, [X], {"Inference-Header-Content-Length": "-1"}, 400, ["Inference-Header-Content-Length"]),
-        (TOLD, [X], {"Inference-Header-Content-Length": "9" * 18}, 413, []),
+        (TOLD, [X], {"Inference-Header-Content-Length": "9" * 18}, 413, ["Inference-Header-Content-Length"]),
         (TOLD, [X], {"Inference-Header-Content-Length": "9" * 19}, 400, ["Inference-Header-Content-Length"]),
         (TOLD, [X], {"Inference-Header-Content-Length": "4000000"}, 400, ["Inference-Header-Content-Length"]),
         (TOLD, [X], {"Inference-Header-Content-Length": "10"}, 400, []),

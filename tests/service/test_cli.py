@@ -1241,7 +1241,7 @@ def test_a_tolerance_is_told_with_what_it_misses():
     ("asked", "said"),
     [
         (("--n", "0"), "n is 0"),
-        ((), "n is None"),
+        ((), "n is missing"),
         (("--n", "3", "--targets", "1"), "--targets belongs to logits: give --logits"),
         (("--n", "3", "--compute", "float17"), "did you mean 'float16'?"),
         (("--n", "4", "--logits", "1,2,3"), "rows of 3"),
@@ -1251,3 +1251,54 @@ def test_what_is_no_question_about_tolerance_is_a_usage_error(asked, said):
     done = run("tolerance", "--op", "softmax", "--format", "float32", *asked)
     assert done.exit_code == 2
     assert said in done.stderr
+
+
+# Verdicts
+
+JUDGED = ("verify", "--op", "softmax", "--logits", "0,0", "--output", "0.5,0.5")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--policy", "max_ulp", "--set", "ulps=1", "--set", "ulps=1e6"), "--set ulps is given twice, as 1.0 and 1e6"),
+        (("--set", "ulps"), "--set 'ulps' is not NAME=VALUE, such as ulps=4"),
+        (("--json", "--markdown"), "give one of them"),
+        (("--url", "http://127.0.0.1:1", "--processes", "2"), "--url asks a service: leave them out"),
+        (("--url", "http://127.0.0.1:1", "--audit", "9"), "--url asks a service: leave them out"),
+        (("--reference", "1,2,3"), "Error: --reference: 1,2,3: reference has shape [3]"),
+        (("--repeat", "0.5,0.5", "--repeat", "1,2,3"), "Error: --repeat: 1,2,3: outputs.1 is float64 [3]"),
+        (("--policy", "flash.2x"), "Error: policy flash.2x compares with the errors of a reference; give --reference: an output"),
+        (("--output", "1,2,3"), "Error: --output: 1,2,3: output has shape [3]"),
+    ],
+)
+def test_what_cannot_be_judged_is_a_usage_error_that_names_its_option(asked, said):
+    done = run(*JUDGED, *asked)
+    assert (done.exit_code, done.stdout, said in done.stderr) == (2, "", True), done.output
+
+
+def test_a_service_is_asked_for_what_the_options_say(tmp_path, monkeypatch):
+    mask, weights, asked = np.ones((300, 400), bool), np.ones(400, np.float32), []
+    for name, tensor in (("x", np.zeros((300, 400))), ("mask", mask), ("weights", weights)):
+        np.save(tmp_path / f"{name}.npy", tensor)
+    monkeypatch.setattr(cli.client, "_multipart", lambda request, tensors: asked.append((json.loads(request), tensors)) or ("", []))
+    monkeypatch.setattr(cli.client, "_asked", lambda *_: {"verdict": "inconclusive"})
+    files = [f"--{name}={tmp_path / name}.npy" for name in ("mask", "weights")]
+    x, output = f"--logits={tmp_path / 'x.npy'}", f"--output={tmp_path / 'x.npy'}"
+    options = ("--sink", "1", "--worst", "3", "--sample-rows", "2", "--invariant", "argmax", "--axis", "1", "--json")
+    done = run("verify", "--op", "softmax", x, output, *files, *options, "--url", "http://host")
+    assert done.exit_code == 4, done.output
+    request, tensors = asked[0]
+    assert request == {
+        "op": "softmax", "gate": {"policy": "bound"}, "nonfinite": "ieee", "axis": 1, "params": {"sink": 1.0},
+        "include": ["argmax"], "worst": 3, "sample": {"rows": 2, "seed": 0},
+    }  # fmt: skip
+    assert {name: (t.dtype, t.shape, bytes(t.data)) for name, t in tensors.items() if name in ("mask", "weights")} == {
+        "mask": ("bool", (300, 400), mask.tobytes()),
+        "weights": ("float32", (400,), weights.tobytes()),
+    }
+
+
+def test_a_parameter_of_a_family_is_given_once():
+    done = run("evaluate", "--op", "softmax", "--family", "gaussian", "--param", "sigma=1", "--param", "sigma=2")
+    assert (done.exit_code, "--param sigma is given twice, as 1.0 and 2" in done.stderr) == (2, True)

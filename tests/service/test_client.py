@@ -5,6 +5,7 @@ import ast
 import email
 import inspect
 import json
+import re
 import shutil
 import ssl
 import struct
@@ -292,6 +293,11 @@ def test_what_is_asked_stands_in_the_request(fake):
     client.verify("softmax", ROWS, SOFTMAX, gate=gate, nonfinite="strict", axis=1, include=("repro",))
     wanted = {"op": "softmax", "gate": {"policy": "allclose", "rtol": 0.5, "atol": "Infinity"}, "nonfinite": "strict", "axis": 1}
     assert fake.last["request"] == {**wanted, "include": ["repro"]}
+    client.verify("softmax", ROWS, SOFTMAX, axis=np.int64(1), worst=np.int64(3), sample=np.int32(1))
+    assert fake.last["request"] == {"op": "softmax", "gate": {"policy": "bound"}, "nonfinite": "ieee", "axis": 1, "worst": 3,
+                                    "sample": {"rows": 1}}  # fmt: skip
+    client.verify("softmax", ROWS, SOFTMAX, sample={"rows": np.int64(2), "seed": 1})
+    assert fake.last["request"]["sample"] == {"rows": 2, "seed": 1}
 
 
 def test_params_are_json_data(fake):
@@ -330,15 +336,41 @@ def test_the_url(fake, monkeypatch):
     assert client._checked_url(None) == "http://127.0.0.1:8000"
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "http://host?x=1"])
+@pytest.mark.parametrize("key", ["sec\nret", "sec\r\nX: ret", "secr€t"])
+def test_a_key_that_no_header_takes_is_refused_and_not_repeated(fake, key):
+    with pytest.raises(ValueError, match="no header takes") as caught:
+        client.verify("softmax", ROWS, SOFTMAX, key=key)
+    assert "sec" not in str(caught.value)
+    assert not fake.seen
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port"),
+    [
+        ("http://[2001:db8::17]", "2001:db8::17", 80),
+        ("https://[::1]", "::1", 443),
+        ("http://[::1]:8000", "::1", 8000),
+        ("https://host", "host", 443),
+    ],
+)
+def test_the_host_and_the_port(url, host, port):
+    connection, _ = client._connection(url, 1.0)
+    assert (connection.host, connection.port) == (host, port)
+
+
+BAD_PORTS = ["http://host:99999", "http://host:0", "http://host:http", "http://[::1"]
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "http://host?x=1", *BAD_PORTS])
 def test_what_is_no_url(url):
-    with pytest.raises(ValueError, match="no URL of a service"):
+    with pytest.raises(ValueError, match=f"{re.escape(repr(url.rstrip('/')))} is no URL of a service"):
         client.verify("softmax", ROWS, SOFTMAX, url=url)
 
 
-def test_a_password_in_a_url_is_refused_and_not_repeated():
+@pytest.mark.parametrize("host", ["host", "host:99999", "[::1"])
+def test_a_password_in_a_url_is_refused_and_not_repeated(host):
     with pytest.raises(ValueError, match="key=") as caught:
-        client.verify("softmax", ROWS, SOFTMAX, url="http://me:secret@host")
+        client.verify("softmax", ROWS, SOFTMAX, url=f"http://me:secret@{host}")
     assert "secret" not in str(caught.value)
 
 
@@ -384,6 +416,12 @@ def test_what_is_no_verdict_cannot_be_expected(fake, expect):
     assert not fake.seen
 
 
+def test_a_report_names_the_parameters_of_the_gate_and_the_rows_that_were_judged():
+    gate = {"policy": "bound", "factor": 2.0, "rule": "abs(c - T)", "declared": {"compute": "float32"}, "vacuous_fraction": 0.0}
+    answer = {"verdict": "pass", "gate": gate, "sample": {"rows": 10, "of": 100, "seed": 3, "strata": {}}}
+    assert client.report(answer) == "gate bound factor=2.0\nsample: 10 of 100 rows, seed 3"
+
+
 def test_a_report_of_little_says_little():
     assert client.report({"verdict": "pass"}) == ""
     assert (
@@ -417,6 +455,13 @@ def test_a_problem_document_is_told(fake):
     error = failing()
     assert str(error) == "Unknown name (422): see below\n  /gate/policy: unknown policy 'bund'"
     assert (error.status, error.title, error.detail, len(error.errors)) == (422, "Unknown name", "see below", 2)
+
+
+def test_a_detail_is_told_once():
+    finding = {"pointer": "/axis", "detail": "axis is 4"}
+    assert str(client.ServiceError("Invalid", "/axis: axis is 4", 422, [finding])) == "Invalid (422): /axis: axis is 4"
+    assert str(client.ServiceError("Invalid", "axis is 4", 422, [finding])) == "Invalid (422): axis is 4"
+    assert str(client.ServiceError("Invalid", "two", 422, [finding])) == "Invalid (422): two\n  /axis: axis is 4"
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -486,6 +531,16 @@ def test_a_silent_service(fake):
 def test_a_service_that_hangs_up(fake):
     fake.replies.append(lambda handler: None)
     assert failing().title == "No answer"
+
+
+def test_a_connection_that_is_reset_before_it_is_one(monkeypatch):
+    def reset(*_, **__):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(client.socket, "create_connection", reset)
+    error = failing(url="http://127.0.0.1:9")
+    assert error.title == "No answer"
+    assert "ConnectionResetError" in str(error)
 
 
 def test_what_is_no_http(fake):

@@ -203,12 +203,54 @@ def test_a_parameter_that_is_not_there_is_refused(service, path, is_problem):
         ({"logits": [1, 2], "n": None, "params": {"sink": 0}}, 422, "/logits"),
         ({"logits": ["NaN", 2], "n": None}, 422, "/logits"),
         ({"foo": 1}, 422, "/foo"),
+        ({"algorithm": "by hand"}, 422, "/algorithm"),
+        ({"algorithm": "sink", "logits": [1, 2], "n": None}, 422, "/algorithm"),
+        ({"params": {"scale": 2}}, 422, "/params"),
+        ({"targets": [0]}, 422, "/targets"),
+        ({"grad_output": [1]}, 422, "/grad_output"),
+        ({"axis": 0}, 422, "/axis"),
     ],
 )
 def test_what_is_no_question_about_tolerance_is_refused_in_its_place(service, change, status, pointer):
     answer = service.post("/v1/tolerance", json={"op": "softmax", "format": "float32", "n": 10, **change})
     assert answer.status_code == status, answer.text
     conforms(answer.json(), "Problem")
+    assert [row["pointer"] for row in answer.json()["errors"]] == [pointer]
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"output": {"dtype": "float32", "shape": [3], "data": [0, 0, 1]}}, "/output"),
+        ({"reference": {"dtype": "float32", "shape": [3], "data": [0, 0, 1]}}, "/reference"),
+        ({"gate": {"policy": "flash.2x"}}, "/reference"),
+        ({"outputs": [{"dtype": "float64", "shape": [2], "data": [0, 1]}]}, "/outputs/0"),
+        ({"op": "logsumexp", "output": {"dtype": "float32", "shape": [], "data": [1]}, "include": ["order"]}, "/include"),
+        ({"gate": {"policy": "bound", "algorithm": "by hand"}}, "/gate/algorithm"),
+        ({"gate": {"policy": "bound", "algorithm": "sink"}}, "/gate/algorithm"),
+        ({"op": "log_softmax", "gate": {"policy": "bhh.bound"}}, "/gate/policy"),
+        ({"op": "softmin"}, "/op"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_in_its_place(service, change, pointer):
+    output = {"dtype": "float32", "shape": [2], "data": [0.5, 0.5]}
+    answer = service.post("/v1/verify", json={"op": "softmax", "logits": [1, 2], "output": output, **change})
+    assert answer.status_code == 422, answer.text
+    conforms(answer.json(), "Problem")
+    assert [row["pointer"] for row in answer.json()["errors"]] == [pointer]
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"params": {"reduction": "mean"}, "output": {"dtype": "float32", "shape": [], "data": [1]}}, "/sample"),
+        ({"include": ["elements"]}, "/include"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused_in_its_place(service, change, pointer):
+    output = {"dtype": "float32", "shape": [2], "data": [1, 1]}
+    asked = {"op": "cross_entropy", "logits": [[1, 2]] * 2, "targets": [0, 1], "output": output, "sample": {"rows": 1}, **change}
+    answer = service.post("/v1/verify", json=asked)
     assert [row["pointer"] for row in answer.json()["errors"]] == [pointer]
 
 
