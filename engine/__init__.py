@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from engine.codec import catalogue, encode, tensor
+from engine.compare import FIGURES, STATUSES, Change, Compared, Entry, Rules, compare
+from engine.compare import figures as figures_of
+from engine.compare import verdict as verdict_of
 from engine.errors import Disagreement, EngineError, InvalidParam, InvalidProblem, Undecided, UnknownName
 from engine.formats import FORMATS, Format, round_array
 from engine.formats import find as find_format
@@ -23,9 +26,10 @@ from engine.model import (
     Thresholds,
     TruthAnswer,
     Verdict,
+    Worst,
 )
 from engine.ops import output_shape
-from engine.outcome import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint, measure
+from engine.outcome import SCHEMA, VERSION, certify, digest, estimate, estimate_truth, evaluate, fingerprint, measure, run_variant
 from engine.paper import bhh
 from engine.policies import BOUND_PARAMETERS, check_gate
 from engine.repro import SECONDS as MINIMISE_SECONDS
@@ -37,16 +41,21 @@ from engine.verdict import estimate_verdict, verify
 
 __all__ = [
     "BOUND_PARAMETERS",
+    "FIGURES",
     "FORMATS",
     "MINIMISE_SECONDS",
     "NO_PARAMS",
     "SCHEMA",
+    "STATUSES",
     "VERSION",
     "Allowance",
     "Axes",
     "Case",
+    "Change",
+    "Compared",
     "Disagreement",
     "EngineError",
+    "Entry",
     "Evaluation",
     "Experiment",
     "Format",
@@ -58,16 +67,19 @@ __all__ = [
     "Params",
     "Problem",
     "Repro",
+    "Rules",
     "Sample",
     "Thresholds",
     "TruthAnswer",
     "Undecided",
     "UnknownName",
     "Verdict",
+    "Worst",
     "bhh",
     "catalogue",
     "certify",
     "check_gate",
+    "compare",
     "digest",
     "encode",
     "estimate",
@@ -76,6 +88,7 @@ __all__ = [
     "estimate_truth",
     "estimate_verdict",
     "evaluate",
+    "figures_of",
     "find_format",
     "fingerprint",
     "generate",
@@ -83,10 +96,12 @@ __all__ = [
     "minimise",
     "output_shape",
     "round_array",
+    "run_variant",
     "tensor",
     "thresholds",
     "tolerance",
     "variant_name",
     "variant_names",
+    "verdict_of",
     "verify",
 ]

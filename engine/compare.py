@@ -156,8 +156,9 @@ def _rest(found: Compared) -> tuple[tuple[Change, ...], str | None]:
 def _one(name: str, now: Entry, known: Sequence[Entry], rules: Rules) -> Compared:
     comparable, status, why = _comparable(now, known)
     if not comparable:
-        failed = now.verdict == "fail"
-        return Compared(name, "failed" if failed else status, (*["it fails its gate"] * failed, why))
+        if now.verdict == "fail":
+            return Compared(name, "failed", ("it fails its gate", why))
+        return Compared(name, status, (why, *["its gate says inconclusive"] * (now.verdict == "inconclusive")))
     same = next((entry for entry in comparable if entry.output == now.output), None)
     if same is not None:
         return Compared(name, "unchanged", against=same.fingerprint)
@@ -187,8 +188,8 @@ def _differ(was: Mapping[str, object], now: Mapping[str, object]) -> Iterator[st
 
 def _beside(name: str, now: Entry, was: Entry, rules: Rules) -> Compared:
     """A case beside the baseline of its own fingerprint."""
-    changes = tuple(sorted(_changes(was, now, rules), key=lambda change: not change.worse))
-    why = tuple(f"{change.figure} {_shown(change.now)}, was {_shown(change.was)}" for change in changes if change.worse)
+    changes = _changes(was, now, rules)
+    why = tuple(_told([change for change in changes if change.worse]))
     fell = _RANK[now.verdict] > _RANK[was.verdict]
     if fell:
         why = (f"its gate says {now.verdict}, and said {was.verdict}", *why)
@@ -209,7 +210,7 @@ def _elsewhere(name: str, now: Entry, known: Sequence[Entry], rules: Rules) -> C
 
 
 def _excused(name: str, now: Entry, was: Entry, rules: Rules) -> Compared:
-    changes = tuple(sorted(_changes(was, now, rules), key=lambda change: not change.worse))
+    changes = _changes(was, now, rules)
     both = f"the baseline is of {was.fingerprint}, this machine {now.fingerprint}"
     most = OTHER_PROCESSOR + rules.slack.get("max_ulp", 0.0)
     ulps = [now.figures.get("max_ulp"), was.figures.get("max_ulp")]
@@ -217,7 +218,7 @@ def _excused(name: str, now: Entry, was: Entry, rules: Rules) -> Compared:
     lost = [change for change in changes if change.worse and change.figure in FINITE]
     fell = _RANK[now.verdict] > _RANK[was.verdict]
     said = [f"its gate says {now.verdict}, and said {was.verdict}"] * fell
-    said += [f"{change.figure} {_shown(change.now)}, was {_shown(change.was)}" for change in lost]
+    said += _told(lost)
     if far:
         said.append(f"max_ulp {_shown(ulps[0])}, was {_shown(ulps[1])}: more than {most:g} ULP worse")
     if far or lost or (fell and now.verdict == "fail"):
@@ -227,8 +228,19 @@ def _excused(name: str, now: Entry, was: Entry, rules: Rules) -> Compared:
     return Compared(name, "informational", (f"{both}: within its gate, and at most {most:g} ULP worse",), changes, was.fingerprint)
 
 
-def _changes(was: Entry, now: Entry, rules: Rules) -> Iterator[Change]:
-    """Figures that are worse by more than their slack, and those that are better. NaN is a value, the worst of all."""
+def _changes(was: Entry, now: Entry, rules: Rules) -> tuple[Change, ...]:
+    """Figures that are worse by more than their slack, those first that count what is not finite, and those that are better."""
+    return tuple(sorted(_each(was, now, rules), key=lambda change: (not change.worse, change.figure not in FINITE)))
+
+
+def _told(changes: Sequence[Change]) -> list[str]:
+    """What became of figures, the first in a sentence of its own."""
+    said = [f"{change.figure} {_shown(change.now)}, was {_shown(change.was)}" for change in changes]
+    return [*said[:1], *[f"also {'; '.join(said[1:])}"] * (len(said) > 1)]
+
+
+def _each(was: Entry, now: Entry, rules: Rules) -> Iterator[Change]:
+    """NaN is a value, the worst of all."""
     for name in rules.figures:
         before, after = was.figures.get(name), now.figures.get(name)
         if before is None or after is None:

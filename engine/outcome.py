@@ -102,6 +102,19 @@ def evaluate(
     return Evaluation(op.name, problem.logits.size // n, n, digest(problem.logits), "ieee", this_engine(), tuple(outcomes))
 
 
+def run_variant(problem: Problem, format: str, variant: str, summation: str = "numpy", axes: Axes = PLAIN) -> tuple[Problem, Array]:
+    """The output of one variant, and the problem as it was computed: its tensors rounded to the format, once.
+
+    Arguments and errors are those of evaluate, which measures such an output against the truth of such a problem. The output's
+    dtype is that of the output format.
+    """
+    ops.check(problem)
+    (fmt,), (chosen,) = _chosen_formats([format]), _chosen_variants(problem, [variant])
+    k = Arithmetic(fmt, summation, axes=axes)
+    stored = stored_in(problem, fmt)
+    return stored, around.run(chosen, stored, k)
+
+
 def measure(
     problem: Problem, output: Array, include: Collection[str] = (), worst: int = 8, map: Map = map, audit: int = 0
 ) -> Measured:

@@ -6,7 +6,9 @@ not be finished (a failure of ours, too little memory, no service); 4 inconclusi
 
 from __future__ import annotations
 
+import datetime
 import errno
+import getpass
 import json
 import math
 import os
@@ -31,7 +33,9 @@ from rich.table import Table
 from rich.text import Text
 
 import engine
-from service import client, files, reports, repro, tensors
+from service import baseline as baselines
+from service import check as checking
+from service import check_reports, client, files, reports, repro, suite, tensors
 from service.errors import quoted
 from service.settings import Limits, Settings, SettingsError
 from service.split import Map, SplitError, split
@@ -450,6 +454,166 @@ def _left_out(name: str, value: object) -> bool:
     return not isinstance(value, np.ndarray) and value == getattr(engine.NO_PARAMS, name)
 
 
+# ---- softgauge check ---------------------------------------------------------------------------------------------------
+
+_NOT_HERE = "Compare with this baseline.  [default: what the suite says, .softgauge/baseline.json]"
+_ACCEPT = "Make what is there now the baseline; with --reason."
+_TO = "to FILE, or without one to standard output instead of text."
+
+
+@main.command()
+@click.argument("where", metavar="[FILE]", type=click.Path(path_type=Path), default=Path(suite.SUITE))
+@click.option("--schema", is_flag=True, help="Write the JSON Schema of a suite to standard output, and no file.")
+def init(where: Path, schema: bool) -> None:
+    """Write a commented softgauge.toml that runs."""
+    if schema:
+        _write(suite.written_schema())
+        return
+    try:
+        with where.open("x", encoding="utf-8") as file:
+            file.write(suite.TEMPLATE)
+    except FileExistsError:
+        raise Refused(f"{where} is there already, and is not overwritten; name another file, or remove it") from None
+    except OSError as error:
+        raise (Failed if repro.is_full(error) else Refused)(f"{where}: {error.strerror}") from None
+    _write(f"{where} is written; now: softgauge check\n")
+
+
+def _report_to(name: str, what: str) -> Callable[[Command], Command]:
+    return click.option(f"--{name}", metavar="[FILE]", is_flag=False, flag_value="-", help=f"Write {what} {_TO}")
+
+
+@main.command()
+@click.argument("path", metavar="[SUITE]", type=click.Path(path_type=Path), default=Path(suite.SUITE))
+@click.option("--baseline", metavar="FILE", help=_NOT_HERE)
+@click.option("--accept", is_flag=True, help=_ACCEPT)
+@click.option("--reason", help="Why the baseline moves; it is kept in the file.")
+@click.option("--by", help="Who moves it.  [default: who is logged in]")
+@click.option("--tag", "tags", multiple=True, help="Only cases with this tag (repeatable).")
+@click.option(
+    "--case", "names", metavar="PATTERN", multiple=True, help="Only cases whose name fits, such as 'numpy*' (repeatable)."
+)
+@click.option("--testbed", default="", help="Where the files of kernels are from, such as a100: part of their fingerprint.")
+@click.option("--processes", type=click.IntRange(1, 1024), help="Processes that compute.  [default: one for each core]")
+@_report_to("json", "everything as JSON")
+@_report_to("markdown", "Markdown, the table folded,")
+@_report_to("junit", "JUnit XML")
+@_report_to("sarif", "SARIF 2.1.0, of cases that name a source line,")
+@_report_to("svg", "a plot of ULP by case")
+@click.option("--github", is_flag=True, help="Write annotations for GitHub Actions too, and the step's summary.")
+def check(
+    path: Path,
+    baseline: str | None,
+    accept: bool,
+    reason: str | None,
+    by: str | None,
+    tags: Sequence[str],
+    names: Sequence[str],
+    testbed: str,
+    processes: int | None,
+    github: bool,
+    **reports_asked: str | None,
+) -> None:
+    """Run a suite and compare it with its baseline: 0 pass, 1 regressed or failed, 4 inconclusive or incomparable."""
+    if accept and not (reason or "").strip():
+        raise click.UsageError('--accept needs --reason "...", which is kept beside what moved')
+    if reason is not None and not accept:
+        raise click.UsageError("--reason belongs to --accept")
+    if len([name for name, to in reports_asked.items() if to == "-"]) > 1:
+        raise click.UsageError("only one report goes to standard output: give the others a file, such as --junit=report.xml")
+    try:
+        given = suite.load(path, baseline)
+        cases = checking.select(given.cases, tags, names)
+        if not cases:
+            raise suite.SuiteError(f"no case of {path} is chosen: it has {', '.join(case.name for case in given.cases[:8])}, ...")
+        known = baselines.read(given.baseline)
+        many = processes or min(len(os.sched_getaffinity(0)), max(1, len(cases) // FEW_CASES))
+        with split(many) as run, _progress("checking") as progress:
+            done = checking.run(given, cases, known, testbed, run, progress)
+        told = checking.answer(done, known)
+        moved = _moved(done, known, reason, by) if accept else _created(done, by)
+    except (suite.SuiteError, baselines.BaselineError) as error:
+        raise Refused(str(error)) from None
+    except SplitError as error:
+        raise Failed(str(error)) from None
+    _written_reports(told, reports_asked)
+    if "-" not in reports_asked.values():
+        _write(check_reports.text(told) + moved)
+    if github:
+        _to_github(told)
+    if not accept:
+        raise click.exceptions.Exit(checking.EXIT[done.verdict])
+
+
+FEW_CASES = 24
+"""For fewer it does not pay to start another process."""
+
+
+def _moved(done: checking.Run, known: baselines.Baseline, reason: str | None, by: str | None) -> str:
+    """Accept a run; what to say of it."""
+    entries, gone, changed = checking.accepted(done)
+    if not changed:
+        return "nothing to accept: every case is unchanged\n"
+    _store(done.suite.baseline, entries, gone, baselines.Move(_now(), _who(by), str(reason).strip(), tuple(changed)))
+    return "".join(f"accepted: {line}\n" for line in changed) + f"{done.suite.baseline} is written; commit it\n"
+
+
+def _created(done: checking.Run, by: str | None) -> str:
+    """Put into the baseline what the suite says to create."""
+    entries = checking.created(done)
+    if entries:
+        lines = tuple(f"{name}: created" for name in entries)
+        _store(done.suite.baseline, entries, (), baselines.Move(_now(), _who(by), "created, as policy of the suite says", lines))
+    return ""
+
+
+def _store(path: Path, entries: dict[str, engine.Entry], gone: Sequence[str], move: baselines.Move) -> None:
+    """Move a baseline as it is now, which another process may have changed meanwhile."""
+    try:
+        with baselines.changing(path):
+            baselines.write(path, baselines.moved(baselines.read(path), entries, gone, move))
+    except OSError as error:
+        raise (Failed if repro.is_full(error) else Refused)(f"{path}: {error.strerror or error}; it is as it was") from None
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _who(by: str | None) -> str:
+    """Who moves a baseline, without characters that a file of a line each would not hold."""
+    try:
+        name = by if by is not None else getpass.getuser()
+    except (KeyError, OSError):
+        name = "unknown"
+    return "".join(mark for mark in name[:200] if mark.isprintable())
+
+
+def _written_reports(told: dict[str, Any], asked: dict[str, str | None]) -> None:
+    """Every report that is asked for."""
+    for name, to in asked.items():
+        if to is None:
+            continue
+        made = json.dumps(told, allow_nan=False, indent=1) + "\n" if name == "json" else check_reports.REPORTS[name](told)
+        if to == "-":
+            _write(made)
+            continue
+        if to.endswith(".toml"):
+            raise click.UsageError(f"--{name} {to} would write over a suite; give the suite first, or --{name}=-")
+        try:
+            Path(to).write_text(made, encoding="utf-8")
+        except OSError as error:
+            raise (Failed if repro.is_full(error) else Refused)(f"--{name}: {to}: {error.strerror}") from None
+
+
+def _to_github(told: dict[str, Any]) -> None:
+    """Annotations on standard output, and the step's summary where the runner has a file for it."""
+    _write(check_reports.github(told))
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with open(summary, "a", encoding="utf-8") as file:
+            file.write(check_reports.markdown(told))
+
+
 # ---- softgauge tolerance ---------------------------------------------------------------------------------------------
 
 
@@ -630,10 +794,10 @@ def _write(text: str) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def _progress(what: str = "measuring") -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error once a second has passed; none where that is no terminal."""
     console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task("", total=None)
     timer = threading.Timer(1.0, bar.start)

@@ -29,8 +29,8 @@ def text(answer: Answer, name: str = "") -> str:
 def markdown(answer: Answer, name: str = "") -> str:
     """The same for a page or a pull request: the verdict first, tables folded. What is not ours is escaped."""
     mark = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️"}[answer["verdict"]]
-    lines = [f"### {mark} {answer['verdict']}: {_escaped(name + ': ' * bool(name) + _headline(answer))}", ""]
-    lines += [f"* {_escaped(row['detail'])}" for row in answer["findings"]]
+    lines = [f"### {mark} {answer['verdict']}: {escaped(name + ': ' * bool(name) + _headline(answer))}", ""]
+    lines += [f"* {escaped(row['detail'])}" for row in answer["findings"]]
     lines += ["", "<details><summary>figures</summary>", "", "| figure | value |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in _figures(answer)]
     lines += ["", "</details>"]
@@ -39,7 +39,7 @@ def markdown(answer: Answer, name: str = "") -> str:
         lines += ["|---|---|---|---|---|---|"]
         lines += [f"| {' | '.join(_element(row))} |" for row in answer["worst"][:WORST]]
         lines += ["", "</details>"]
-    lines += ["", *(f"{_escaped(line)}  " for line in _gate(answer))]
+    lines += ["", *(f"{escaped(line)}  " for line in _gate(answer))]
     return "\n".join(lines) + "\n"
 
 
@@ -123,7 +123,7 @@ def short(value: object, digits: int = 4) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
-def _escaped(told: str) -> str:
+def escaped(told: str) -> str:
     """Text that Markdown and HTML leave alone."""
     named = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "}
     return "".join(named.get(mark, f"\\{mark}" if mark in "\\`*_{}[]#|" else mark) for mark in told)

@@ -52,7 +52,9 @@ def test_what_became_worse_is_told_first_and_what_it_was():
     assert found.changes == (
         Change("max_ulp", 1.25, 3.0, True), Change("correctly_rounded", 900, 12, True), Change("mean_ulp", 0.25, 0.2, False)
     )  # fmt: skip
-    assert found.why == ("max_ulp 3, was 1.25", "correctly_rounded 12, was 900")
+    assert found.why == ("max_ulp 3, was 1.25", "also correctly_rounded 12, was 900")
+    lost = one("case", now(max_ulp=3.0, mean_ulp=0.5, overflow_count=2), (WAS,))
+    assert lost.why == ("overflow_count 2, was 0", "also max_ulp 3, was 1.25; mean_ulp 0.5, was 0.25")
     assert found.against == WAS.fingerprint
 
 
@@ -133,6 +135,10 @@ class TestOtherProcessor:
 
     def test_a_figure_without_a_value_tells_nothing(self):
         assert status(now(fingerprint=self.OTHER, max_ulp=None), WAS) == "informational"
+
+
+def test_a_gate_that_does_not_tell_is_said_of_a_new_case():
+    assert one("case", now(verdict="inconclusive"), ()).why[1] == "its gate says inconclusive"
 
 
 def test_what_cannot_be_compared():

@@ -1,0 +1,212 @@
+"""The baseline of `softgauge check`: one JSON file in the repository, in a stable order, that is replaced whole or not at all.
+
+It may come from a stranger: its size is bounded, every field is checked, and its text holds no control characters. Floats are hex,
+so that what is read is what was written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+import engine
+from service import tensors
+from service.errors import quoted
+
+FORMAT = 1
+LARGEST = 1 << 26  # bytes
+MOST_MOVES = 100
+"""Moves that are remembered."""
+_HEX = r"-?0x[01]\.?[0-9a-f]{0,13}p[+-][0-9]{1,4}"
+_Text = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
+_Digest = Annotated[str, Field(pattern=r"^[a-z0-9]+:[0-9a-f]{16,128}$")]
+_Number = Annotated[str, Field(pattern=rf"^({_HEX}|Infinity|-Infinity|NaN)$")] | Annotated[int, Field(ge=-(2**53), le=2**53)]
+
+
+class BaselineError(Exception):
+    """What is wrong with a baseline file, and the way out."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Known(_Strict):
+    """An entry as it is stored."""
+
+    fingerprint: _Text
+    engine: _Text
+    schema_: int = Field(alias="schema", ge=0, le=2**31)
+    inputs: dict[_Text, _Digest]
+    asked: dict[_Text, Any]
+    output: _Digest
+    verdict: Literal["pass", "fail", "inconclusive"] | None
+    figures: dict[_Text, _Number | None]
+
+
+class _Move(_Strict):
+    at: _Text
+    by: _Text
+    reason: _Text
+    changed: list[_Text]
+
+
+class _File(_Strict):
+    format: int
+    cases: dict[_Text, list[_Known]]
+    moves: list[_Move]
+
+
+@dataclass(frozen=True)
+class Move:
+    """One acceptance. at: UTC; by: who; reason: in words; changed: a line for each case that is no longer what it was."""
+
+    at: str
+    by: str
+    reason: str
+    changed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """cases: entries by case, one of each fingerprint; moves: the last ones, oldest first; versions: of the engine, by entry."""
+
+    cases: Mapping[str, tuple[engine.Entry, ...]]
+    moves: tuple[Move, ...] = ()
+    versions: Mapping[tuple[str, str], str] | None = None
+
+
+def read(path: Path) -> Baseline:
+    """What a file holds; nothing where there is none. Raises BaselineError, OSError."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST + 1)
+    except FileNotFoundError:
+        return Baseline({})
+    if len(text) > LARGEST:
+        raise BaselineError(f"{path.name} has more than {LARGEST} bytes; split the suite")
+    try:
+        found = _File.model_validate(tensors.document(text))
+    except tensors.Malformed as error:
+        raise BaselineError(f"{path.name} {error}; take it back from the repository's history, or accept it anew") from None
+    except ValidationError as error:
+        row = error.errors(include_url=False)[0]
+        place = ".".join(quoted(str(part)) for part in row["loc"]) or "the whole"
+        raise BaselineError(
+            f"{path.name}: {place}: {row['msg']}; take it back from the history, or remove and accept it anew"
+        ) from None
+    except RecursionError:
+        raise BaselineError(f"{path.name} is nested too deeply") from None
+    if found.format != FORMAT:
+        raise BaselineError(f"{path.name} is of format {found.format}, this is a Softgauge of format {FORMAT}: use a newer one")
+    cases: dict[str, tuple[engine.Entry, ...]] = {}
+    versions: dict[tuple[str, str], str] = {}
+    for name, rows in found.cases.items():
+        try:
+            entries = [_entry(row) for row in rows]
+        except OverflowError:
+            raise BaselineError(f"{path.name}: {quoted(name)} has a figure beyond any float64; accept it anew") from None
+        if len({entry.fingerprint for entry in entries}) < len(entries):
+            raise BaselineError(f"{path.name}: {quoted(name)} has two entries of one fingerprint; leave one out")
+        cases[name] = tuple(entries)
+        versions |= {(name, row.fingerprint): row.engine for row in rows}
+    moves = tuple(Move(move.at, move.by, move.reason, tuple(move.changed)) for move in found.moves)
+    return Baseline(cases, moves, versions)
+
+
+def _entry(row: _Known) -> engine.Entry:
+    figures = {name: _number(value) for name, value in row.figures.items() if name in engine.FIGURES}
+    return engine.Entry(row.schema_, row.fingerprint, row.inputs, row.asked, row.output, row.verdict, figures)
+
+
+def _number(value: int | str | None) -> int | float | None:
+    if value is None or isinstance(value, int):
+        return value
+    return tensors.SPECIALS[value] if value in tensors.SPECIALS else float.fromhex(value)
+
+
+def text(baseline: Baseline) -> str:
+    """A baseline as it is stored: cases by name, entries by fingerprint, a line for each figure."""
+    cases = {
+        name: [_told(name, entry, baseline) for entry in sorted(entries, key=lambda entry: entry.fingerprint)]
+        for name, entries in sorted(baseline.cases.items())
+        if entries
+    }
+    moves = [{"at": m.at, "by": m.by, "reason": m.reason, "changed": list(m.changed)} for m in baseline.moves[-MOST_MOVES:]]
+    return json.dumps({"format": FORMAT, "cases": cases, "moves": moves}, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _told(name: str, entry: engine.Entry, baseline: Baseline) -> dict[str, Any]:
+    return {
+        "fingerprint": entry.fingerprint,
+        "engine": (baseline.versions or {}).get((name, entry.fingerprint), engine.VERSION),
+        "schema": entry.schema,
+        "inputs": dict(sorted(entry.inputs.items())),
+        "asked": entry.asked,
+        "output": entry.output,
+        "verdict": entry.verdict,
+        "figures": {figure: _hex(entry.figures.get(figure)) for figure in engine.FIGURES},
+    }
+
+
+def _hex(value: float | None) -> int | str | None:
+    if value is None or isinstance(value, int):
+        return value
+    if math.isnan(value):
+        return "NaN"
+    return value.hex() if math.isfinite(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """While one process reads, changes and writes a baseline, others that would wait. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def write(path: Path, baseline: Baseline) -> None:
+    """Replace the file: whoever reads it, and whatever happens meanwhile, has the old one or the new one. Raises OSError."""
+    made = path.parent / f".{path.name}.{secrets.token_hex(8)}"
+    try:
+        with made.open("xb") as file:
+            file.write(text(baseline).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(made, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            made.unlink()
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def moved(baseline: Baseline, entries: Mapping[str, engine.Entry], gone: Sequence[str], move: Move) -> Baseline:
+    """A baseline with these entries in the place of those of their fingerprints, and without some cases. Entries of other
+    fingerprints stay where they are of the same input, the same settings and the same schema."""
+    cases = {name: known for name, known in baseline.cases.items() if name not in gone}
+    versions = dict(baseline.versions or {})
+    for name, entry in entries.items():
+        same = (entry.schema, entry.inputs, entry.asked)
+        kept = [old for old in cases.get(name, ()) if (old.schema, old.inputs, old.asked) == same]
+        cases[name] = (*(old for old in kept if old.fingerprint != entry.fingerprint), entry)
+        versions[name, entry.fingerprint] = engine.VERSION
+    return replace(baseline, cases=cases, moves=(*baseline.moves, move)[-MOST_MOVES:], versions=versions)
