@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.codec import catalogue, encode, tensor
-from engine.compare import FIGURES, STATUSES, Change, Compared, Entry, Rules, compare
+from engine.compare import FIGURES, STATUSES, USUAL, Change, Compared, Entry, Rules, compare
 from engine.compare import figures as figures_of
 from engine.compare import verdict as verdict_of
 from engine.errors import Disagreement, EngineError, InvalidParam, InvalidProblem, Undecided, UnknownName
@@ -47,6 +47,7 @@ __all__ = [
     "NO_PARAMS",
     "SCHEMA",
     "STATUSES",
+    "USUAL",
     "VERSION",
     "Allowance",
     "Axes",

@@ -27,7 +27,10 @@ FIGURES = (
     *FINITE, "underflow_premature", "false_zero_count", "sum_defect", "kl", "total_variation", "argmax_preserved",
     "rank_inversions", "backward_error", "error_over_bound",
 )  # fmt: skip
-"""What is compared, of a figure of rows the worst row's."""
+"""What can be compared, of a figure of rows the worst row's."""
+USUAL = tuple(name for name in FIGURES if name != "backward_error")
+"""What is compared if nothing is said. A backward error knows no common factor of a row, and so nothing of its sum: a kernel whose
+sums became better may have more of it."""
 GOOD, NOTED, UNCOMPARED, DOUBTFUL, BAD = (
     ("unchanged", "no_worse", "improved"),
     ("informational",),
@@ -70,7 +73,7 @@ class Rules:
     """How a case is compared. figures: those that may not be worse; slack: by how much one may be, in its own unit; informational:
     whatever became of it, it is only said."""
 
-    figures: tuple[str, ...] = FIGURES
+    figures: tuple[str, ...] = USUAL
     slack: Mapping[str, float] = field(default_factory=dict)
     informational: bool = False
 

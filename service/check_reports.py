@@ -169,7 +169,9 @@ _RULES = {
 
 def _uri(path: str) -> str:
     """A relative path as a URI reference (RFC 3986)."""
-    return "".join(mark if re.match(r"[A-Za-z0-9._~/-]", mark) else "".join(f"%{b:02X}" for b in mark.encode()) for mark in path)
+    return "".join(
+        mark if re.match(r"[A-Za-z0-9._~/-]", mark) else "".join(f"%{b:02X}" for b in mark.encode()) for mark in _clean(path)
+    )
 
 
 def github(answer: Answer) -> str:

@@ -534,6 +534,8 @@ def check(
         moved = _moved(done, known, reason, by) if accept else _created(done, by)
     except (suite.SuiteError, baselines.BaselineError) as error:
         raise Refused(str(error)) from None
+    except OSError as error:
+        raise Refused(f"{error.filename or path}: {error.strerror or error}") from None
     except SplitError as error:
         raise Failed(str(error)) from None
     _written_reports(told, reports_asked)

@@ -103,7 +103,9 @@ class Settings(_Strict):
         default={"policy": "bound"}, description='{policy = "max_ulp", ulps = 2}, or "none": only regressions count.'
     )
     nonfinite: Words = Field(default="ieee", description="ieee, masked_zero, masked_uniform or strict.")
-    figures: list[Figure] | None = Field(default=None, description="The figures that may not become worse; all, if left out.")
+    figures: list[Figure] | None = Field(
+        default=None, description="The figures that may not become worse; all but backward_error, if left out."
+    )
     slack: dict[Figure, float] = Field(default={}, description="By how much one may, in its own unit.")
     informational: bool = Field(default=False, description="Whatever becomes of it, it is only said.")
     tags: list[Annotated[str, Field(pattern=f"^{NAME}$")]] = Field(default=[], max_length=20)
@@ -356,7 +358,7 @@ def _case(name: str, s: Settings, point: Mapping[str, Any], folder: Path, root: 
         there = _inside(s.source.file, folder, root, f"{where}: source")
         source = there.relative_to(root).as_posix(), s.source.line
     try:
-        rules = engine.Rules(tuple(s.figures) if s.figures is not None else engine.FIGURES, s.slack, s.informational)
+        rules = engine.Rules(tuple(s.figures) if s.figures is not None else engine.USUAL, s.slack, s.informational)
         gate = None
         if not isinstance(s.gate, str):
             told = {"policy": "bound", **s.gate}

@@ -41,6 +41,7 @@ def test_equal_bits_are_unchanged_and_nothing_else_is_looked_at():
         ({"max_rel": inf}, "regressed"),
         ({"max_rel": nan}, "regressed"),
         ({"kl": None}, "no_worse"),
+        ({"backward_error": 1.0}, "no_worse"),
     ],
 )
 def test_no_figure_may_be_worse(found, expected):
