@@ -1299,6 +1299,14 @@ def test_a_service_is_asked_for_what_the_options_say(tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.parametrize("charset", ["utf-8", "ascii"])
+def test_markdown_is_written_in_any_encoding(charset):
+    done = CliRunner(charset=charset).invoke(cli.main, [*JUDGED, "--output", "0,0", "--markdown"])
+    assert done.exit_code == 1
+    mark = "\N{CROSS MARK}".encode(charset, "backslashreplace")
+    assert done.stdout_bytes.startswith(b"### " + mark + b" fail: softmax of 1 row")
+
+
 def test_a_parameter_of_a_family_is_given_once():
     done = run("evaluate", "--op", "softmax", "--family", "gaussian", "--param", "sigma=1", "--param", "sigma=2")
     assert (done.exit_code, "--param sigma is given twice, as 1.0 and 2" in done.stderr) == (2, True)
