@@ -1235,6 +1235,9 @@ def test_a_tolerance_is_told_with_what_it_misses():
     assert answer == engine.encode(engine.tolerance("log_softmax", "bfloat16", problem=problem))
     none = run("tolerance", "--op", "softmax", "--format", "bfloat16", "--n", "3000", "--compute", "float8_e5m2").stdout
     assert none.endswith("error theory allows this arithmetic anything here: no tolerance will do\n")
+    some = run("tolerance", "--op", "log_softmax", "--format", "float8_e4m3fn", "--logits", "0,10000").stdout
+    assert "rtol 6.256e-02, atol Infinity\n" in some
+    assert some.endswith("no tolerance will do\n")
 
 
 @pytest.mark.parametrize(
