@@ -193,7 +193,8 @@ def _of_logits(problem: Problem, k: Declared, factor: float, n: int | None) -> A
     size, ulp, b = (np.concatenate(parts) for parts in zip(*_bounded(truth, k), strict=True))
     if not size.size:
         raise InvalidProblem("no element of these logits has a truth: every row has a NaN, an Infinity, or nothing but -Infinity")
-    b = np.maximum(factor * b, ulp / 2) * _INFLATION
+    scaled = np.multiply(factor, b, where=b < inf, out=np.full_like(b, inf))  # no bound is none, whatever the factor
+    b = np.maximum(scaled, ulp / 2) * _INFLATION
     normal = size >= truth.fmt.smallest_normal
     relative = 2 * c.u + c.u_out
     if op.name == "softmax":

@@ -201,6 +201,7 @@ def test_where_theory_allows_anything_zeros_pass():
         tolerance("softmax", "float64", None, {"compute": "float16", "exp_ulp": 1e6}, x),
         tolerance("log_softmax", "float64", 1, {"compute": "float8_e5m2", "exp_ulp": 1e6}),
         tolerance("log_softmax", "float8_e4m3fn", None, None, Problem("log_softmax", np.array([0.0, 10000.0]))),
+        tolerance("softmax", "float64", None, {"compute": "float16", "exp_ulp": 1e6, "factor": 0.0}, x),
     ):
         assert (found.atol, found.zeros_pass, found.ulp) == (np.inf, True, None)
 
