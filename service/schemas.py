@@ -1123,7 +1123,7 @@ class VerifyResponse(BaseModel):
     gate: GateAnswer
     nonfinite: Annotated[str, Field(description="as asked for")]
     certificate: Certificate
-    digests: Annotated[dict[str, str], Field(description=f"SHA-256 of each tensor of a format as it was given: {_SHA}")]
+    digests: Annotated[dict[str, str], Field(description=f"SHA-256 of each tensor as it was given, class indices as int64: {_SHA}")]
     engine: Engine
     reference: Annotated[Metrics | None, Field(description="the figures of the reference, where one was given")] = None
     sample: Annotated[
