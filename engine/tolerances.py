@@ -77,7 +77,7 @@ def tolerance(
     found = _of_any_row(row.name, k, n, chosen.factor)
     typical = 1 / n if op == "softmax" or (op == "cross_entropy_grad" and n > 1) else log(n)
     largest = 1 - 1 / n if op == "cross_entropy_grad" else typical
-    zeros = largest <= found[0] * largest + found[1]
+    zeros = found[1] == inf or largest <= found[0] * largest + found[1]
     return _told(k, n, None, found, _ulps(op, fmt, chosen.factor, found), typical, zeros, None)
 
 
@@ -193,20 +193,22 @@ def _of_logits(problem: Problem, k: Declared, factor: float, n: int | None) -> A
     size, ulp, b = (np.concatenate(parts) for parts in zip(*_bounded(truth, k), strict=True))
     if not size.size:
         raise InvalidProblem("no element of these logits has a truth: every row has a NaN, an Infinity, or nothing but -Infinity")
-    b = np.maximum(factor * b, ulp / 2) * _INFLATION
+    scaled = np.multiply(factor, b, where=b < inf, out=np.full_like(b, inf))  # no bound is none, whatever the factor
+    b = np.maximum(scaled, ulp / 2) * _INFLATION
     normal = size >= truth.fmt.smallest_normal
     relative = 2 * c.u + c.u_out
     if op.name == "softmax":
         relative = float((b[normal] / size[normal]).max()) if normal.any() else 0.0
     absolute = float(np.maximum(0.0, b - relative * size).max()) if relative < inf else inf
     typical = float(np.median(size))
-    zeros = bool((size <= relative * size + absolute).all())
+    zeros = absolute == inf or bool((size <= relative * size + absolute).all())
     test = None
     if absolute < inf:
         near = round_array(nearly(truth, range(truth.rows)), truth.fmt).reshape(truth.shape)
         test = verify(problem, near, Gate("allclose", {"rtol": relative, "atol": absolute})).gate.self_test
-    ulps = float((b / ulp).max()) if absolute < inf else None
-    return _told(k, columns, truth.rows, (relative, absolute), ulps, typical, zeros, test)
+    with np.errstate(over="ignore"):  # what is off by more ULP than there are numbers
+        ulps = float((b / ulp).max())
+    return _told(k, columns, truth.rows, (relative, absolute), ulps if ulps < inf else None, typical, zeros, test)
 
 
 def _bounded(truth: Truth, k: Declared) -> Iterator[tuple[Array, Array, Array]]:

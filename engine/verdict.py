@@ -224,11 +224,12 @@ def estimate_verdict(problem: Problem, output: Array, axis: int = -1, sample: Sa
 
 
 def _digests(problem: Problem, is_index: bool, output: Array, reference: Array | None) -> dict[str, str]:
-    """Of the tensors as they were posted, but for class indices, which have no format."""
+    """Of the tensors as they were posted; class indices, which have no format, as int64."""
+    targets = problem.targets
     tensors = {
         "logits": problem.logits,
         "output": output,
-        "targets": None if is_index else problem.targets,
+        "targets": targets.astype(np.int64) if is_index and targets is not None else targets,
         "grad_output": problem.grad_output,
         "reference": reference,
     }

@@ -789,7 +789,7 @@ def _write_json(answer: object) -> None:
 def _write(text: str) -> None:
     """All of it to standard output: where that is unbuffered it may take a part, and say so only in what it returns."""
     sys.stdout.flush()
-    rest = memoryview(text.encode(sys.stdout.encoding or "utf-8"))
+    rest = memoryview(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
     while rest:
         rest = rest[sys.stdout.buffer.write(rest) or 0 :]
     sys.stdout.buffer.flush()

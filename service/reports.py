@@ -52,7 +52,7 @@ def tolerance(answer: Answer) -> str:
         f"{answer['op']} of {of} of {answer['n']} logits, output {answer['format']}: {ulps}rtol {_up(rtol)}, atol {_up(atol)}",
         f"  is what no right implementation exceeds: {', '.join(f'{name} {value}' for name, value in answer['declared'].items())}",
     ]
-    if isinstance(rtol, str):
+    if isinstance(rtol, str) or isinstance(atol, str):
         return "\n".join([*lines, "  error theory allows this arithmetic anything here: no tolerance will do"]) + "\n"
     call = f"rtol={_up(rtol * _MORE + _OF_TRUTH)}, atol={_up(atol * _MORE)}"
     lines += ["with the truth in float64 (POST /v1/truth, engine.certify), and the output as it is:"]

@@ -984,7 +984,8 @@ _STATUS = (
     "sum is further than 1/2 from 1 than that of R. inaccurate: else an element beyond the bound. unbounded: else an element for "
     "which there is no bound. accurate: all are within. An element whose truth is NaN is right if it is NaN."
 )
-_DIGEST = "SHA-256 of the logits as given: dtype name, 0, shape as JSON, 0, little-endian bytes"
+_SHA = "dtype name, 0, shape as JSON without spaces ([2,3]), 0, little-endian bytes"
+_DIGEST = f"SHA-256 of the logits as given: {_SHA}"
 
 
 class Arithmetic(BaseModel):
@@ -1122,7 +1123,7 @@ class VerifyResponse(BaseModel):
     gate: GateAnswer
     nonfinite: Annotated[str, Field(description="as asked for")]
     certificate: Certificate
-    digests: Annotated[dict[str, str], Field(description="of the tensors as they were given; " + _DIGEST)]
+    digests: Annotated[dict[str, str], Field(description=f"SHA-256 of each tensor as it was given, class indices as int64: {_SHA}")]
     engine: Engine
     reference: Annotated[Metrics | None, Field(description="the figures of the reference, where one was given")] = None
     sample: Annotated[

@@ -123,6 +123,7 @@ def tolerance(body: Given, limits: Limits, announce: Announce) -> bytes:
         fmt = engine.find_format(request.format).name
     with engine_errors("/op"):
         engine.output_shape(engine.Problem(request.op, np.zeros(1)))  # looks the op up
+    _check_algorithm(request.op, declared, "/algorithm")
     problem = None
     if request.logits is not None or request.inputs is not None:
         problem, _ = _problem(request, limits)
@@ -150,6 +151,7 @@ def verify(body: Given, limits: Limits, announce: Announce) -> bytes:
     problem, size = _problem(request, limits)
     output, reference, outputs = _outputs(request, limits)
     gate = _gate(request.gate or schemas.Gate.model_construct(), limits)
+    _check_algorithm(request.op, gate.parameters, "/gate/algorithm")
     _at_most(request.worst, limits.max_worst, "max_worst", "worst", "/worst", kind="invalid")
     if "elements" in request.include:
         _at_most(size, limits.max_response_elements, "max_response_elements", "elements in the answer", "/include")
@@ -225,6 +227,13 @@ def _gate(given: schemas.Gate, limits: Limits) -> engine.Gate:
     with engine_errors("/gate/policy", invalid="/gate"):
         engine.check_gate(gate)
     return gate
+
+
+def _check_algorithm(op: str, parameters: Mapping[str, object], pointer: str) -> None:
+    """Raises Problem for an algorithm that is no variant of the op, or whose own parameters are wrong."""
+    if isinstance(name := parameters.get("algorithm"), str):
+        with engine_errors(pointer, invalid=pointer):
+            engine.variant_name(op, name)
 
 
 _GATE_PARAMETER = "is no parameter of a policy; that is a finite number or a string under a short name: /v1/policies lists them"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import http.client
@@ -267,6 +268,29 @@ def test_every_variable_named_is_one_that_is_read() -> None:
     given: list[Settings | Limits] = [read, read.limits]
     for before, after in zip(DEFAULTS, given, strict=True):
         assert [name for name in variables(before) if getattr(before, name) == getattr(after, name)] == []
+
+
+def kinds() -> Iterator[str]:
+    """The kinds of findings in the source: what Finding is made of, and what is returned as (kind, detail) or (verdict, kind)."""
+
+    def either(node: ast.expr | None) -> list[ast.expr | None]:
+        return [node.body, node.orelse] if isinstance(node, ast.IfExp) else [node]
+
+    for name in ("verdict", "diagnosis"):
+        for node in ast.walk(ast.parse((ROOT / f"engine/{name}.py").read_text())):
+            said: list[ast.expr | None] = []
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Finding":
+                said = either(node.args[0])
+            elif isinstance(node, ast.Return):
+                pairs = [value.elts for value in either(node.value) if isinstance(value, ast.Tuple) and len(value.elts) == 2]
+                said = [pair[name == "verdict"] for pair in pairs]
+            yield from (row.value for row in said if isinstance(row, ast.Constant) and isinstance(row.value, str) and row.value)
+
+
+def test_findings() -> None:
+    listed = [row[0] for row in table("Findings")]
+    assert len(set(listed)) == len(listed)
+    assert set(listed) == set(kinds())
 
 
 def test_endpoints() -> None:

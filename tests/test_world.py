@@ -16,8 +16,6 @@ from engine.truth import certified
 from tests import world
 from tests.world import BUGS, LEFT_OUT
 
-pytestmark = pytest.mark.no_cover
-
 README = Path(__file__).parent.parent / "README.md"
 ISSUE = r"[\w.-]+/[\w.-]+#\d+"
 

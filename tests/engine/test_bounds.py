@@ -44,6 +44,16 @@ def exactly(*given, **how):
     return Measurement(*run(*given, **how))
 
 
+@pytest.mark.parametrize("variant", ["fused", "others"])
+@pytest.mark.parametrize("targets", [np.array([[0.25, 0.5, 0.0, 0.125]]), np.array([1])], ids=["weights", "index"])
+def test_gradients_with_and_without_a_fused_product(variant, targets):
+    for fma in (False, True):
+        m = exactly(
+            f"cross_entropy_grad/{variant}", "float32", [[0.0, 1.5, -2.0, 0.25]], targets, axes=Axes(exp="correct", fma=fma)
+        )
+        assert 0 < m.error_over_bound() <= 1
+
+
 def extra_of(op, rng, shape, kind):
     """Targets or a grad_output for logits of a shape."""
     if "grad_output" in OPS[op].tensors:

@@ -276,7 +276,6 @@ def stall(fmt, summation, most):
     return next((n for n in range(1, most) if not np.isfinite(sums[n]) or (n > 1 and sums[n - 1] == sums[2 * n - 2])), None)
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize("fmt", ["float8_e4m3fn", "float8_e5m2", "bfloat16"])
 @pytest.mark.parametrize("summation", list(SUMMATIONS))
 def test_ones_stall_or_overflow_where_brute_force_says(summation, fmt):

@@ -279,6 +279,14 @@ def test_a_bound_with_finer_bits_than_the_stand_in_is_not_decided_by_it():
     assert beyond("logsumexp", "float64", x, 1024 - allowed, allowed) == [0]  # by less than any precision parts from it
 
 
+def test_an_error_that_is_a_share_of_a_rational_truth_is_inside():
+    x = np.zeros((1, 3))  # 1/3, whose error of 0 is the whole of it: no precision parts the two
+    truth = Truth(Problem("softmax", x), FORMATS["float64"])
+    given = _One(0.0)
+    given.chosen = Tolerance(), Tolerance(relative=1.0, ulps=1.0)
+    assert Measurement(np.zeros((1, 3)), truth, given).tolerated().beyond == 0
+
+
 def test_an_error_that_is_the_bound_exactly_is_inside():
     zeros = [0.0] * 4  # the truth is 1/4, which no precision parts from the bound
     assert beyond("softmax", "float16", zeros, zeros, 0.25) == []

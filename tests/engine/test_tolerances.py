@@ -195,6 +195,24 @@ def test_rows_without_a_truth_are_left_out():
         tolerance("softmax", "float32", None, None, Problem("softmax", x[:1]))
 
 
+def test_where_theory_allows_anything_zeros_pass():
+    x = Problem("softmax", np.array([[0.0, -1.0, -np.inf]]))
+    for found in (
+        tolerance("softmax", "float64", None, {"compute": "float16", "exp_ulp": 1e6}, x),
+        tolerance("log_softmax", "float64", 1, {"compute": "float8_e5m2", "exp_ulp": 1e6}),
+        tolerance("log_softmax", "float8_e4m3fn", None, None, Problem("log_softmax", np.array([0.0, 10000.0]))),
+        tolerance("softmax", "float64", None, {"compute": "float16", "exp_ulp": 1e6, "factor": 0.0}, x),
+    ):
+        assert (found.atol, found.zeros_pass, found.ulp) == (np.inf, True, None)
+
+
+def test_more_ulp_than_there_are_numbers_are_none():
+    problem = Problem("softmax_vjp", np.array([0.0, 10000.0]), grad_output=np.array([0.0, 1.0]))
+    found = tolerance("softmax_vjp", "float64", None, {"compute": "float16"}, problem)
+    assert found.atol < np.inf
+    assert found.ulp is None
+
+
 def test_what_cannot_be_answered_is_refused():
     x = Problem("softmax", np.zeros((2, 3)))
     for arguments, error, said in (

@@ -408,14 +408,16 @@ def test_digests_are_of_what_was_posted():
     assert found.digests == {"logits": digest(x), "output": digest(output), "reference": digest(output)}
 
 
-def test_class_indices_have_no_digest_whatever_the_axis_and_integer_weights_have_one():
+def test_class_indices_have_the_digest_of_int64_whatever_the_axis_and_integer_weights_their_own():
     from engine import digest
 
     x, y = logits(5, 3), np.eye(3, dtype=np.int64)[[0, 1, 2, 0, 1]]
     for op in ("cross_entropy", "cross_entropy_grad"):
-        told = Problem(op, x, np.array([4, 2, 0]))
-        found = verify(told, np.zeros(3 if op == "cross_entropy" else (5, 3), np.float32), axis=0)
-        assert list(found.digests) == ["logits", "output"]
+        for kind in (np.int64, np.int32):
+            told = Problem(op, x, np.array([4, 2, 0], kind))
+            found = verify(told, np.zeros(3 if op == "cross_entropy" else (5, 3), np.float32), axis=0)
+            assert list(found.digests) == ["logits", "output", "targets"]
+            assert found.digests["targets"] == digest(np.array([4, 2, 0]))
         told = Problem(op, x, y)
         found = verify(told, np.zeros(5 if op == "cross_entropy" else (5, 3), np.float32))
         assert found.digests["targets"] == digest(y) != digest(y.astype(np.int32))

@@ -1235,6 +1235,9 @@ def test_a_tolerance_is_told_with_what_it_misses():
     assert answer == engine.encode(engine.tolerance("log_softmax", "bfloat16", problem=problem))
     none = run("tolerance", "--op", "softmax", "--format", "bfloat16", "--n", "3000", "--compute", "float8_e5m2").stdout
     assert none.endswith("error theory allows this arithmetic anything here: no tolerance will do\n")
+    some = run("tolerance", "--op", "log_softmax", "--format", "float8_e4m3fn", "--logits", "0,10000").stdout
+    assert "rtol 6.256e-02, atol Infinity\n" in some
+    assert some.endswith("no tolerance will do\n")
 
 
 @pytest.mark.parametrize(
@@ -1297,6 +1300,14 @@ def test_a_service_is_asked_for_what_the_options_say(tmp_path, monkeypatch):
         "mask": ("bool", (300, 400), mask.tobytes()),
         "weights": ("float32", (400,), weights.tobytes()),
     }
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "ascii"])
+def test_markdown_is_written_in_any_encoding(charset):
+    done = CliRunner(charset=charset).invoke(cli.main, [*JUDGED, "--output", "0,0", "--markdown"])
+    assert done.exit_code == 1
+    mark = "\N{CROSS MARK}".encode(charset, "backslashreplace")
+    assert done.stdout_bytes.startswith(b"### " + mark + b" fail: softmax of 1 row")
 
 
 def test_a_parameter_of_a_family_is_given_once():
