@@ -296,7 +296,8 @@ class ThresholdsQuery(BaseModel):
 
 
 class ToleranceRequest(ProblemRequest):
-    """Which tolerance to use for an op and a format: on given logits, or, without logits and inputs, on any row of n.
+    """Which tolerance to use for an op and a format: on given logits, or, without logits and inputs, on any row of n. What says
+    something of logits (targets, grad_output, params, another axis) is refused without them.
 
     The fields from compute on are the parameters of the policy `bound` (see /v1/policies); with none of them, what its default
     takes for granted: arithmetic in float32 or wider.
