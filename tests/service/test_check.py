@@ -15,9 +15,12 @@ import jsonschema
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
 
 import engine
 from service import baseline, check, check_reports, cli, suite
+from tests.engine.test_frameworks import ENTRIES
+from tests.engine.test_frameworks import problem as framework_problem
 from tests.service.test_baseline import DIGEST
 
 ROOT = Path(__file__).parent.parent.parent
@@ -156,6 +159,28 @@ def test_the_files_of_a_kernel(repository):
     assert "400 of 400 elements are 0" in done.stdout
     os.remove("y.npy")
     assert "kernel: output: y.npy: no such file: the kernel that writes it has to run first" in run(status=2).stderr
+
+
+def test_the_saved_outputs_of_a_torch_kernel_are_gated_from_its_own_repository(repository):
+    (repository / "saved").mkdir()
+    rows = [e for e in ENTRIES if e["framework"] == "torch" and e["asked"] in ("softmax", "log_softmax") and "float32" in e["row"]]
+    text = "version = 1\n"
+    for entry in rows:
+        problem, output = framework_problem(entry)
+        name, fmt = entry["asked"], output.dtype.name
+        save_file({"logits": problem.logits, "output": output}, repository / "saved" / f"{name}-{fmt}.safetensors")
+        where = f'"saved/{name}-{fmt}.safetensors"'
+        text += f'[[case]]\nname = "torch {name} {fmt}"\nop = "{name}"\nlogits = {where}\noutput = {where}\n'
+    accepted(repository, text)
+    assert len(rows) == 2
+    assert run("--testbed", "cpu", status=0).stdout == "pass: 2 cases of softgauge.toml: 2 unchanged\n"
+    path = repository / "saved" / "softmax-float32.safetensors"
+    stored = load_file(path)
+    stored["output"] = stored["output"].astype(np.float16).astype(np.float32)
+    save_file(stored, path)
+    done = run(status=1)
+    assert "regressed: torch softmax float32" in done.stdout
+    assert "float16" in done.stdout  # the finding names what was lost
 
 
 def test_what_fails_its_gate_is_never_accepted(repository):
