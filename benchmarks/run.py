@@ -278,6 +278,13 @@ def reached() -> Iterator[str]:
     yield from truth.tables()
 
 
+def checks() -> Iterator[str]:
+    """The table of check.py."""
+    import check
+
+    yield from check.tables()
+
+
 Served = Callable[[int, int, Executor], Iterator[str]]
 
 SERVED: dict[str, Served] = {
@@ -286,7 +293,7 @@ SERVED: dict[str, Served] = {
     "live": lambda _parent, port, clients: liveness(port, clients),
     "verify": lambda _parent, port, clients: verdicts(port, clients),
 }
-ALONE: dict[str, Callable[[], Iterator[str]]] = {"catalogue": catalogue, "mpmath": truths, "truth": reached}
+ALONE: dict[str, Callable[[], Iterator[str]]] = {"catalogue": catalogue, "mpmath": truths, "truth": reached, "check": checks}
 
 
 def main() -> None:

@@ -175,6 +175,8 @@ def changing(path: Path) -> Iterator[None]:
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
+        for left in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 16}"):  # by one that was killed
+            left.unlink(missing_ok=True)
         yield
     finally:
         os.close(folder)

@@ -49,11 +49,12 @@ class Run:
 
 
 def select(cases: Iterable[Case], tags: Sequence[str], names: Sequence[str]) -> tuple[Case, ...]:
-    """Cases that have one of the tags and fit one of the patterns, where such are given."""
+    """Cases that have one of the tags, and one of the names or patterns, where such are given."""
     return tuple(
         case
         for case in cases
-        if (not tags or set(tags) & set(case.tags)) and (not names or any(fnmatchcase(case.name, pattern) for pattern in names))
+        if (not tags or set(tags) & set(case.tags))
+        and (not names or any(case.name == name or fnmatchcase(case.name, name) for name in names))
     )
 
 

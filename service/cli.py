@@ -490,9 +490,7 @@ def _report_to(name: str, what: str) -> Callable[[Command], Command]:
 @click.option("--reason", help="Why the baseline moves; it is kept in the file.")
 @click.option("--by", help="Who moves it.  [default: who is logged in]")
 @click.option("--tag", "tags", multiple=True, help="Only cases with this tag (repeatable).")
-@click.option(
-    "--case", "names", metavar="PATTERN", multiple=True, help="Only cases whose name fits, such as 'numpy*' (repeatable)."
-)
+@click.option("--case", "names", metavar="PATTERN", multiple=True, help="Only cases of that name, such as 'numpy*' (repeatable).")
 @click.option("--testbed", default="", help="Where the files of kernels are from, such as a100: part of their fingerprint.")
 @click.option("--processes", type=click.IntRange(1, 1024), help="Processes that compute.  [default: one for each core]")
 @_report_to("json", "everything as JSON")

@@ -193,3 +193,6 @@ def test_a_kill_in_the_middle_leaves_the_old_file_or_the_new_one(tmp_path):
             child.send_signal(signal.SIGKILL)
         assert len(read(path).cases) in (1, 61)
         write(path, whole)
+    (tmp_path / f".{path.name}.{'0' * 16}").write_text("half")
+    _add(path, "after")
+    assert os.listdir(tmp_path) == ["b.json"]
