@@ -1,7 +1,8 @@
 """The command line: `softgauge serve`, and `softgauge evaluate`, `measure`, `verify` and others, which need no server.
 
-Exit status: 0 done, or the verdict is pass; 1 what --fail-on names, or fail, or regressed; 2 what was asked cannot be done as written;
-3 it could not be finished (a failure of ours, too little memory, no service); 4 inconclusive or incomparable; 130 interrupted.
+Exit status: 0 done, or the verdict is pass; 1 what --fail-on names, or fail, or regressed; 2 what was asked cannot be done as
+written; 3 it could not be finished (a failure of ours, too little memory, no service); 4 inconclusive or incomparable; 130
+interrupted.
 """
 
 from __future__ import annotations
