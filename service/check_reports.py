@@ -210,10 +210,10 @@ _STYLE = """
 
 def svg(answer: Answer) -> str:
     """A plot of the largest ULP error by case, the worst first, on a logarithmic scale; a tick is the baseline."""
-    rows = [case for case in answer["cases"] if isinstance(case["max_ulp"], int | float)]
-    rows.sort(key=lambda case: -case["max_ulp"])
+    rows = sorted((case for case in answer["cases"] if case["output"]), key=lambda case: -_length(case["max_ulp"]))
     rows, left = rows[:MOST_BARS], len(rows) - MOST_BARS
-    values = [v for case in rows for v in (case["max_ulp"], case["was_max_ulp"]) if isinstance(v, int | float) and v > 0]
+    lengths = (_length(value) for case in rows for value in (case["max_ulp"], case["was_max_ulp"]))
+    values = [value for value in lengths if 0 < value < math.inf]
     low, high = (math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))) if values else (-1, 0)
     low, high = min(low, high - 1), high
     names, width = 8 * max([len(case["case"]) for case in rows] or [8]) + 16, 480
@@ -230,16 +230,18 @@ def svg(answer: Answer) -> str:
         lines.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="30" y2="{height - 26}"/>')
         lines.append(f'<text x="{at:.1f}" y="{height - 10}" text-anchor="middle">{10.0**power:g}</text>')
     for place, case in enumerate(rows):
-        y, end = 34 + 20 * place, x(case["max_ulp"])
+        y, end = 34 + 20 * place, x(_length(case["max_ulp"]))
         label = f"{case['case']}: {case['status']}{_ulps(case)}"
         lines.append(f"<g><title>{_svg(label)}</title>")
         lines.append(f'<text x="{names - 8}" y="{y + 12}" text-anchor="end">{_svg(case["case"])}</text>')
         kind = "bad" if case["counts"] else "bar"
         lines.append(f'<rect class="{kind}" x="{names}" y="{y + 2}" width="{max(end - names, 1):.1f}" height="12"/>')
-        if isinstance(case["was_max_ulp"], int | float):
-            at = x(case["was_max_ulp"])
+        if case["was_max_ulp"] is not None:
+            at = x(_length(case["was_max_ulp"]))
             lines.append(f'<line class="was" x1="{at:.1f}" x2="{at:.1f}" y1="{y}" y2="{y + 16}"/>')
-        lines.append(f'<text x="{end + 6:.1f}" y="{y + 12}">{_svg(short(case["max_ulp"]))}</text></g>')
+            end = max(end, at)
+        told = "nothing finite" if case["max_ulp"] is None else short(case["max_ulp"])
+        lines.append(f'<text x="{end + 6:.1f}" y="{y + 12}">{_svg(told)}</text></g>')
     if left > 0:
         lines.append(f'<text x="{names + width}" y="18" text-anchor="end">{left} more are not drawn</text>')
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{names + width + 90}" height="{height}" role="img"'
@@ -247,6 +249,11 @@ def svg(answer: Answer) -> str:
         "\n".join([f"{head} aria-label={quoteattr(_clean(headline(answer)))}>", f"<style>{_STYLE}</style>", *lines, "</svg>"])
         + "\n"
     )
+
+
+def _length(ulps: object) -> float:
+    """Of a bar: as long as can be where nothing is finite."""
+    return float(ulps) if isinstance(ulps, int | float) else math.inf
 
 
 def _svg(told: str) -> str:
