@@ -336,7 +336,8 @@ def seed_of(task, fmt):
 @every_task
 def test_figures_of_logits_of_every_kind(task, fmt):
     seed = seed_of(task, fmt)
-    compare(task, FORMATS[fmt], LOGITS | FAMILIES, seed, lambda k, count: [(k + seed) % count])
+    kinds = dict(list((LOGITS | FAMILIES).items())[seed % 2 :: 2])  # the other half in other tasks and formats
+    compare(task, FORMATS[fmt], kinds, seed, lambda k, count: [(k + seed) % count])
 
 
 @pytest.mark.no_cover
@@ -506,7 +507,7 @@ def test_gradients_of_saturated_rows_are_not_left_to_mpmath(fmt, held):
     """That p (g - G) is not 0 where p underflows is told by g - G, and that an output is 2^1100 times as large by the logits."""
     rng, form, kept = np.random.default_rng(8), FORMATS[fmt], FORMATS[held]
     for masks in (False, True):
-        x = round_array(rng.standard_normal((6, 60)) * 3000, kept)
+        x = round_array(rng.standard_normal((3, 50)) * 3000, kept)
         x[rng.random(x.shape) < 0.2 * masks] = -INF
         truth = Truth(Problem("softmax_vjp", x, grad_output=round_array(rng.standard_normal(x.shape), kept)), form)
         for output in (truth.rounded(), np.zeros_like(truth.rounded()), round_array(rng.normal(0, 1, x.shape), form)):
