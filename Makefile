@@ -15,7 +15,7 @@ run: install
 	$(BIN)/softgauge serve
 
 test: check
-	$(BIN)/python -m pytest -n 3 --maxschedchunk 8 --cov
+	$(BIN)/python -m pytest -n 2 --maxschedchunk 8 --cov
 
 soak: $(DEV_STAMP)
 	$(BIN)/python -m pytest -m soak

@@ -6,7 +6,7 @@ An error is an interval in units of 2^-W ulp. Where a figure needs more, the tru
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from heapq import nlargest
@@ -400,6 +400,14 @@ class Allowances:
             self._rows[row] = allowed(self.chosen, self._truth.raw_logits[row], self._truth.companion(row), self._truth.width)
         return float(self._rows[row][which][column])
 
+    def unrounded(self, row: int) -> Array:
+        """The bounds of the declared algorithm's results in its own format; infinite: none."""
+        own = self.chosen[0]
+        if own.unknown:
+            return np.full(self._truth.width, inf)
+        whole = replace(own, declared=tuple(replace(k, output=k.format) for k in own.declared))
+        return allowed((whole,), self._truth.raw_logits[row], self._truth.companion(row), self._truth.width)[0]
+
     def condition(self, row: int) -> Conditioned:
         """The condition number of a row; 0 where it has no truth, or none is defined."""
         chosen = self.chosen[1] if self.chosen[1].declared else self.chosen[0]
@@ -557,6 +565,31 @@ class Measurement(Cells):
     def specials(self) -> int:
         """Elements that are NaN or infinite where the truth is not, or the reverse."""
         return int(self.kinds.mismatch.sum())
+
+    @cached_property
+    def beside_overflow(self) -> int:
+        """Those of a format without infinity that are right on either side: whether a truth so near to where overflow begins, which
+        is NaN, rounds to the largest number, the bound of its own algorithm leaves open."""
+        if self.fmt.overflow != "nan":
+            return 0
+        found = 0
+        for row in np.unique(np.flatnonzero(self.kinds.mismatch) // self.truth.width).tolist():
+            enclosures, bounds = self.truth.row(row, self.bits), self.allowances.unrounded(row)  # numbers also where they overflow
+            for column in np.flatnonzero(self.kinds.mismatch[row * self.truth.width :][: self.truth.width]).tolist():
+                found += self._is_beside_overflow(row * self.truth.width + column, enclosures[column], float(bounds[column]))
+        return found
+
+    def _is_beside_overflow(self, index: int, e: Enclosure, before: float) -> bool:
+        """Whether T is no farther from there than a result may be off by before it is rounded to the output's format."""
+        if isinstance(e, float) or before == inf:
+            return False
+        lo, hi, exp = hull(e)
+        got = formats.widen(self.output.reshape(-1)[index : index + 1])[0]
+        if not np.isnan(got) and got != (self.fmt.largest if lo > 0 else -self.fmt.largest):
+            return False
+        size = Fraction(max(abs(lo), abs(hi))) * Fraction(2) ** exp
+        edge = Fraction(self.fmt.largest) + Fraction(2) ** (self.fmt.emax - self.fmt.precision)
+        return abs(size - edge) <= Fraction(before)
 
     @property
     def rounded(self) -> int:

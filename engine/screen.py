@@ -1405,7 +1405,7 @@ class _Rows:
         delta = cell.delta
         term = self.b("t", delta.shape)
         most, small = cell.most, self.small
-        large = np.flatnonzero(cell.share > small) if most > small else None
+        large = None if most <= small else np.flatnonzero(~(cell.share <= small))
         _series(delta, min(most, small), _LOG_SERIES, self.cut, term)
         np.multiply(term, delta, term)
         np.multiply(term, cell.r, term)
@@ -1434,7 +1434,7 @@ class _Rows:
         np.multiply(cell.r, -1 / self.up, w)
         term = self.b("t", w.shape)
         most, small = max(float(w.max()), -float(w.min())), self.small
-        large = np.flatnonzero(np.abs(w) > small) if most > small else None
+        large = None if most <= small else np.flatnonzero(~(np.abs(w) <= small))  # most may be NaN
         _series(w, min(most, small), _EXP_SERIES, self.cut, term)
         np.multiply(term, w, term)
         np.multiply(term, w, term)
@@ -1445,7 +1445,7 @@ class _Rows:
             lost = p < 2.0**-900  # to underflow; there it is exp(c), or nothing to speak of
             with_p = p * (_exp(np.clip(part, -700.0, 600.0)) - 1 - part)
             term.reshape(-1)[large] = np.where(lost, _exp(np.clip(c, -700.0, 600.0)), with_p)
-            self._open_row(cell, large[np.where(lost, c, part) > 600.0])
+            self._open_row(cell, large[~(np.where(lost, c, part) <= 600.0)])
         return term
 
     def _tops_by_logits(self, c: Array, part: Part) -> None:

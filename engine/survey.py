@@ -354,6 +354,8 @@ class Survey:
         found = [self.cells.largest("bound", known)[0]] if known else []
         return max([*found, *(value for value, _ in told)], default=0.0)
 
+    beside_overflow = 0  # where overflow is NaN, no truth is so large: the exact path has the other ops
+
     @property
     def specials(self) -> int:
         """Elements that are NaN or infinite where the truth is not, or the reverse."""

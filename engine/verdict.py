@@ -450,8 +450,8 @@ class _Seen:
 
     @property
     def special(self) -> bool:
-        """Whether an element is NaN or infinite and should not be, or the reverse."""
-        return self._found.specials > 0
+        """Whether an element is NaN or infinite and should not be, or the reverse; beside overflow to NaN either is right."""
+        return self._found.specials > self._found.beside_overflow
 
     @property
     def rounded(self) -> bool:
@@ -664,7 +664,7 @@ class _Place:
 def _special(case: _Case, seen: _Seen, place: _Place) -> Iterator[Finding]:
     """Elements that are NaN or infinite where the truth is not, or the reverse."""
     m = seen.metrics
-    if not m.special_mismatch:
+    if not seen.special:
         return
     some = [worst for worst in seen.worst if worst.ulp is None]
     detail = f"{m.special_mismatch} of {m.n} elements are NaN or infinite and should not be, or the reverse"

@@ -20,22 +20,10 @@ pytestmark = pytest.mark.no_cover
 def judged(seed, longest=4096):
     """What the default gate says of a right implementation, and of the correctly rounded output."""
     case = draw(seed, longest)
-    if on_the_edge(case):
-        return {}
     found = {str(case): verify(case.given, case.made.output(case.given)).verdict}
     if seed % 5 == 0:
         found[f"{case}: rounded"] = verify(case.given, rounded(case.given, case.output)).verdict
     return found
-
-
-def on_the_edge(case):
-    """Whether a truth is so near to where float8_e4m3fn overflows that a right implementation may round to either side: one is NaN,
-    and beside a NaN there is no error to be small, so that it fails."""
-    if case.output != "float8_e4m3fn":
-        return False
-    truth = certified(case.given, FORMATS[case.output])
-    edge = FORMATS[case.output].largest + 16
-    return bool((np.abs(np.abs(nearly(truth, range(truth.rows))) - edge) < edge * 2.0**-16).any())
 
 
 def inside(problem, output):
@@ -107,6 +95,12 @@ def may_be_near(what):
 def test_what_is_right_passes(part):
     for seed in range(25 * part, 25 * part + 25):
         assert set(judged(seed, 1024).values()) == {"pass"}, judged(seed, 1024)
+
+
+@pytest.mark.parametrize("seed", [1001028, 1006551, 1014657])
+def test_beside_overflow_to_nan_both_sides_are_right(seed):
+    """Truths such as -464 - 3e-8, which are NaN, and of which float32 knows no more than -464, which is -448."""
+    assert set(judged(seed).values()) == {"pass"}
 
 
 @pytest.mark.parametrize("part", range(4))

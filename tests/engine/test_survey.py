@@ -550,6 +550,14 @@ def test_a_row_figure_beside_the_largest_number_is_infinite():
     assert survey._rounded((2**1023, 2**1023), 0)[0] == 2.0**1023
 
 
+def test_an_output_too_large_to_be_scaled_spoils_no_other_row():
+    """Beside -1.9e181, whose difference from the truth was NaN, the first row was taken for one of small differences."""
+    x = np.array([[0, -698.2, -1278.7, -1200.9, -1351.1, -773.4], [0, -972.9, -958, -1396.3, -1190.4, -1255.1]])
+    y = np.array([[0, 0, -1.6e114, 0, 1.2e5, 2e68], [0, 9.6e66, -5.7e87, 0, 1.9e100, -1.9e181]])
+    taken = assert_same(y, Truth(Problem("log_softmax", x), FORMATS["float64"]), "one of 1e181")
+    assert taken.metrics().kl.worst_row == 0
+
+
 def test_a_figure_that_may_be_anything_is_open():
     assert survey._fixed(1.0, INF, 40) is None
     assert survey._fixed(INF, 1.0, 40) is None

@@ -214,7 +214,8 @@ def test_the_result_has_the_ops_shape_and_keeps_the_format(variant, fmt):
 @EVERY_VARIANT
 def test_the_inputs_are_never_changed_nor_handed_back(variant, fmt):
     found = (Case(random_rows(fmt, 5, 4, 8), 8), Case(nasty(fmt), 9), Case(random_rows(fmt, 5, 1, 8), 8))
-    for case, summation in product(found, SUMMATIONS):
+    summations = SUMMATIONS if fmt.name == "float32" else ("numpy", "sequential", "kahan")
+    for case, summation in product(found, summations):
         for tensors in case.tensors(variant.op):
             given = (case.x, *tensors)
             for tensor in given:

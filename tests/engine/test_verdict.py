@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine import FORMATS, Gate, InvalidProblem, Problem, UnknownName, evaluate, round_array, verify
+from engine import FORMATS, Gate, InvalidProblem, Params, Problem, UnknownName, evaluate, round_array, verify
 from engine.bounds import Declared, Tolerance
 from engine.formats import widen
 from engine.measurement import Allowances, Measurement
@@ -421,6 +421,32 @@ def test_class_indices_have_the_digest_of_int64_whatever_the_axis_and_integer_we
         told = Problem(op, x, y)
         found = verify(told, np.zeros(5 if op == "cross_entropy" else (5, 3), np.float32))
         assert found.digests["targets"] == digest(y) != digest(y.astype(np.int32))
+
+
+E4M3 = FORMATS["float8_e4m3fn"]
+
+
+@pytest.mark.parametrize(("got", "verdict"), [(-448.0, "pass"), (np.nan, "pass"), (-416.0, "fail"), (448.0, "fail")])
+def test_beside_overflow_to_nan_both_sides_are_right_and_nothing_else_is(got, verdict):
+    """log p is -464 - 3e-202, which is NaN, and of which nothing but a longer arithmetic knows more than -464, which is -448."""
+    x, y = np.array([[0.0, -464.0]], np.float32), np.array([[0.0, got]]).astype(E4M3.dtype)
+    assert verify(Problem("log_softmax", x), y).verdict == verdict
+    assert verify(Problem("log_softmax", x), y, Gate("bound", {"compute": "float64"})).verdict == verdict
+
+
+@pytest.mark.parametrize(("logit", "wrong"), [(-462.0, np.nan), (-466.0, -448.0), (np.nan, -448.0)])
+def test_a_little_farther_only_one_side_is(logit, wrong):
+    problem = Problem("log_softmax", np.array([[0.0, logit]], np.float32))
+    right = certified(problem, E4M3).rounded()
+    assert verify(problem, right).verdict == "pass"
+    assert verify(problem, np.where([False, True], np.array(wrong).astype(E4M3.dtype), right)).verdict == "fail"
+
+
+def test_beside_overflow_params_leave_no_bound_to_excuse_anything():
+    problem = Problem("log_softmax", np.array([[0.0, -1546.6667]], np.float32), params=Params(scale=0.3))
+    found = verify(problem, np.array([[0.0, -448.0]]).astype(E4M3.dtype))
+    assert found.metrics.special_mismatch == 1
+    assert found.verdict == "fail"
 
 
 def test_a_gate_is_tested_also_where_rows_are_ignored():
