@@ -111,8 +111,8 @@ def test_what_is_broken_does_not_pass(part):
 
 @pytest.mark.parametrize("part", range(4))
 def test_mutants_fail(part):
-    for seed in range(6 * part, 6 * part + 6):
-        for what, verdict in mutated(seed, 1000).items():
+    for seed in range(4 * part, 4 * part + 4):
+        for what, verdict in mutated(seed, 600).items():
             assert verdict in ("fail", "equivalent") or (verdict != "pass" and may_be_near(what)), (what, verdict)
 
 

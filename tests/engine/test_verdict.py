@@ -94,7 +94,7 @@ def test_fast_tiers_and_exact_path_rule_alike():
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize("n", [2, 33, 300])
+@pytest.mark.parametrize("n", [2, 270])
 @pytest.mark.parametrize("fmt", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("op", ["softmax", "log_softmax"])
 def test_no_mutant_passes(op, fmt, n):
