@@ -1,8 +1,8 @@
 """Limits: known ones, the same as by brute force, and honest where what they limit comes and goes."""
 
-from fractions import itertools
+import itertools
+from fractions import Fraction
 
-import Fraction
 import numpy as np
 import pytest
 
