@@ -21,7 +21,7 @@ OTHER_PROCESSOR = 0.5
 HIGHER = ("correctly_rounded", "argmax_preserved")
 """Figures of which more is better; of all others less is."""
 FINITE = ("nan_unexpected", "nan_missing", "overflow_count", "special_mismatch")
-"""Figures that count what is not finite and should be, or the reverse."""
+"""Figures that count what is not finite and should be, or the reverse: where nothing is finite any more, no other figure tells."""
 FIGURES = (
     "max_ulp", "mean_ulp", "p50_ulp", "p99_ulp", "max_ulp_ordinal", "correctly_rounded", "max_rel", "max_rel_normal", "max_abs",
     *FINITE, "underflow_premature", "false_zero_count", "sum_defect", "kl", "total_variation", "argmax_preserved",
@@ -70,7 +70,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Rules:
-    """How a case is compared. figures: those that may not be worse; slack: by how much one may be, in its own unit; informational:
+    """How a case is compared. figures: those that may not be worse, beside those of FINITE, which never may; slack: by how much one may be, in its own unit; informational:
     whatever became of it, it is only said."""
 
     figures: tuple[str, ...] = USUAL
@@ -244,7 +244,7 @@ def _told(changes: Sequence[Change]) -> list[str]:
 
 def _each(was: Entry, now: Entry, rules: Rules) -> Iterator[Change]:
     """NaN is a value, the worst of all."""
-    for name in rules.figures:
+    for name in dict.fromkeys((*rules.figures, *FINITE)):
         before, after = was.figures.get(name), now.figures.get(name)
         if before is None or after is None:
             continue  # where a figure loses its value, others say why

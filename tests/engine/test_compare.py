@@ -70,6 +70,7 @@ def test_slack_and_figures_are_per_case():
     assert status(now(max_ulp=1.5), slack={"max_ulp": 0.25}) == "no_worse"
     assert status(now(max_ulp=1.5 + 2**-30), slack={"max_ulp": 0.25}) == "regressed"
     assert status(now(mean_ulp=9.0), figures=("max_ulp",)) == "no_worse"
+    assert status(now(max_ulp=None, special_mismatch=1), figures=("max_ulp",)) == "regressed"
     for wrong in ({"figures": ("ulps",)}, {"slack": {"ulps": 1.0}}):
         with pytest.raises(UnknownName, match="unknown figure 'ulps'; those that are compared: max_ulp, "):
             Rules(**wrong)
