@@ -70,8 +70,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Rules:
-    """How a case is compared. figures: those that may not be worse, beside those of FINITE, which never may; slack: by how much one may be, in its own unit; informational:
-    whatever became of it, it is only said."""
+    """How a case is compared. figures: those that may not be worse, beside those of FINITE, which never may; slack: by how much one
+    may be, in its own unit; informational: whatever became of it, it is only said."""
 
     figures: tuple[str, ...] = USUAL
     slack: Mapping[str, float] = field(default_factory=dict)
