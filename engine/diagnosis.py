@@ -80,11 +80,12 @@ def _findings(posted: Posted) -> list[Finding]:
         *_void(posted, rows),
         *_absorbed(posted, rows),
         *_masked(posted, rows),
+        *_behind_masks(posted, rows),
         *_alike(posted, rows),
         *_stored(posted, rows),
         *_flushed(posted),
     ]
-    return [*found, *_transposed(posted), *_algorithms(posted)]
+    return [*found, *_moved_rows(posted, rows), *_transposed(posted), *_algorithms(posted)]
 
 
 def where(truth: Truth, index: int) -> str:
@@ -189,6 +190,21 @@ def _masked(posted: Posted, rows: Sequence[_Row]) -> Iterator[Finding]:
             return
 
 
+def _behind_masks(posted: Posted, rows: Sequence[_Row]) -> Iterator[Finding]:
+    """Probabilities of what is masked."""
+    truth = posted.truth
+    if truth.op.name != "softmax":
+        return
+    for row in rows:
+        gone = truth.logits(row.place) == -inf
+        kept = np.flatnonzero(gone & (row.got != 0) & np.isfinite(row.got))
+        if kept.size and not gone.all():
+            first = int(kept[0])
+            detail = f"row {row.number}: {kept.size} of {int(gone.sum())} masked classes have a probability that is not 0"
+            yield Finding("masked", f"{detail}; class {first} has {row.got[first]:.6g}", row=row.number, count=int(kept.size))
+            return
+
+
 def _alike(posted: Posted, rows: Sequence[_Row]) -> Iterator[Finding]:
     """One relation that holds for every element of a row."""
     for row in rows:
@@ -259,7 +275,7 @@ def _scaled(posted: Posted, row: _Row) -> tuple[str, str] | None:
     rounding = np.maximum(2 * row.fmt.unit_roundoff, row.fmt.smallest_subnormal / np.abs(true))
     if posted.truth.op.name in ("log_softmax",):
         apart, slack = got - true, rounding * np.abs(true)
-    elif posted.truth.op.name == "softmax":
+    elif posted.truth.op.name in ("softmax", "cross_entropy_grad"):
         with np.errstate(all="ignore"):
             apart, slack = got / true - 1, rounding
     else:
@@ -274,6 +290,10 @@ def _scaled(posted: Posted, row: _Row) -> tuple[str, str] | None:
     if posted.truth.op.name == "log_softmax":
         how, why = ("large", "small") if middle > 0 else ("small", "large")
         return "offset", f"every element is {abs(middle):.4g} too {how}: the logarithm of the sum is too {why}"
+    if posted.truth.op.name == "cross_entropy_grad":
+        mean = abs((1 + middle) * posted.truth.rows - 1) < 1e-3
+        why = f": it is divided by the {posted.truth.rows} rows, as reduction mean has it" if mean else ""
+        return "scaled", f"every element is {1 + middle:.6g} times what it should be{why}"
     if middle > 0:
         return "scaled", f"every element is {1 + middle:.6g} times what it should be: the denominator is too small"
     return "scaled", f"every element is {1 + middle:.6g} times what it should be: the denominator is too large"
@@ -306,18 +326,57 @@ _RELATIONS = (_uniform, _negated, _moved, _other_function, _scaled)
 _EXTREMES = (_above_one, _plateau)
 
 
-def _transposed(posted: Posted) -> Iterator[Finding]:
-    """The result of the logits that stand where these would, if the tensor were taken for its transposed one."""
-    truth, shape = posted.truth, posted.truth.problem.logits.shape
-    op, size = truth.op.name, truth.raw_logits.size
-    if len(shape) < 2 or op not in ("softmax", "log_softmax") or size > STRIDED or truth.problem.params is not NO_PARAMS:
+def _whole(posted: Posted) -> bool:
+    """Whether the result as a whole can be held against those of other tensors."""
+    truth = posted.truth
+    plain = truth.problem.params is NO_PARAMS and truth.op.name in ("softmax", "log_softmax")
+    return plain and truth.problem.logits.ndim > 1 and truth.raw_logits.size <= STRIDED
+
+
+def _moved_rows(posted: Posted, rows: Sequence[_Row]) -> Iterator[Finding]:
+    """Rows that are right, but for the logits of others."""
+    truth = posted.truth
+    if truth.rows < 2 or not rows or not _whole(posted):
         return
+    near, whose = nearly(truth, range(truth.rows)), []
+    for row in rows:
+        apart = np.abs(near - row.got) <= _coarse(truth.fmt) * np.maximum(np.abs(near), np.abs(row.got))
+        others = np.flatnonzero(apart.all(axis=1))
+        if not others.size or row.place in others:
+            return
+        whose.append(truth.number(int(others[0])))
+    detail = f"row {rows[0].number} is right for the logits of row {whose[0]}"
+    more = f", and so are {len(rows) - 1} more that were looked at for those of others" if len(rows) > 1 else ""
+    yield Finding("moved", f"{detail}{more}: rows are in another order", row=rows[0].number)
+
+
+def _transposed(posted: Posted) -> Iterator[Finding]:
+    """The result over another axis, or transposed, or of the logits that stand where these would if the tensor were."""
+    if not _whole(posted):
+        return
+    truth, shape = posted.truth, posted.truth.problem.logits.shape
+    op = truth.op.name
     x, got = truth.raw_logits, formats.widen(posted.output).reshape(truth.raw_logits.shape)
+    cube, share = got.reshape(shape), _coarse(truth.fmt)
+    if not np.isfinite(got).all():
+        return
+    own = nearly(truth, range(truth.rows)).reshape(shape)
+    if shape[-1] == shape[-2] and _close(np.swapaxes(cube, -1, -2), own, share) and not _close(cube, own, share):
+        yield Finding("transposed", "every row is right in the transposed output: rows and columns are exchanged")
+        return
+    for axis in range(len(shape) - 1):
+        turned = np.moveaxis(x.reshape(shape), axis, -1)
+        flat = np.ascontiguousarray(turned).reshape(-1, shape[axis])
+        near = nearly(Truth(Problem(op, flat), truth.fmt), range(len(flat))).reshape(turned.shape)
+        if _close(np.moveaxis(near, -1, axis), cube, share) and not _close(own, cube, share):
+            detail = f"every element is right for another axis than the one that is reduced, of extent {shape[axis]}"
+            yield Finding("axis", f"{detail} and not {shape[-1]}")
+            return
     for other in (x.T.reshape(x.shape), x.reshape(x.shape[::-1]).T):
         if np.array_equal(other, x, equal_nan=True):
             continue
         near = nearly(Truth(Problem(op, np.ascontiguousarray(other)), truth.fmt), range(truth.rows))
-        if np.isfinite(near).all() and np.isfinite(got).all() and _close(got, near, _coarse(truth.fmt)):
+        if np.isfinite(near).all() and _close(got, near, share):
             detail = (
                 "every row is right for other logits: those that stand next to one another in the transposed tensor; strides were"
             )

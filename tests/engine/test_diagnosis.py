@@ -1,5 +1,7 @@
 """What is said of a wrong output: each sentence where it is true, and not where it is not."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -205,3 +207,61 @@ def test_what_no_one_declaration_allows_is_said(monkeypatch):
             assert "no one declaration allows it" in found.findings[0].detail
             return
     pytest.fail("no factor lies between the tolerances")
+
+
+# ---- the right numbers in the wrong places ---------------------------------------------------------------------------
+
+
+def places(shape, **options):
+    x = np.random.default_rng(3).standard_normal(shape).astype(np.float32) * 2
+    return Problem("softmax", x), right("softmax", x)
+
+
+@pytest.mark.parametrize("order", [[1, 0, 2, 3], [3, 2, 1, 0], [1, 2, 3, 0]])
+def test_rows_in_another_order_are_named(order):
+    problem, output = places((4, 30))
+    found = said(problem, output[order])
+    assert "is right for the logits of row" in found["moved"]
+    assert "rows are in another order" in found["moved"]
+
+
+def test_a_row_that_is_no_others_is_no_order_of_rows():
+    problem, output = places((4, 30))
+    output = output[[1, 0, 2, 3]]
+    output[2] *= 1e6
+    assert "moved" not in said(problem, output)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((6, 9), 0), ((5, 5), 0), ((2, 3, 4, 8), 2), ((2, 3, 4, 8), 0)])
+def test_another_axis_is_named_with_its_extent(shape, axis):
+    problem, _ = places(shape)
+    output = np.moveaxis(right("softmax", np.ascontiguousarray(np.moveaxis(problem.logits, axis, -1))), -1, axis)
+    assert f"another axis than the one that is reduced, of extent {shape[axis]}" in said(problem, output)["axis"]
+
+
+def test_exchanged_rows_and_columns_are_named():
+    problem, output = places((7, 7))
+    assert "rows and columns are exchanged" in said(problem, np.ascontiguousarray(output.T))["transposed"]
+
+
+def test_nothing_is_said_of_places_where_something_else_is_wrong():
+    problem, output = places((7, 7))
+    assert not {"axis", "transposed", "moved"} & said(problem, output * np.float32(1.5)).keys()
+    output[3, 3] = np.nan
+    assert not {"axis", "transposed", "moved"} & said(problem, output).keys()
+
+
+def test_what_is_masked_and_takes_part_is_named():
+    x = np.random.default_rng(3).standard_normal((5, 5)).astype(np.float32)
+    late, early = (np.where(np.tri(5, k=k, dtype=bool), x, np.float32(-np.inf)) for k in (1, 0))
+    found = said(Problem("softmax", early), right("softmax", late))
+    assert re.match(r"row (\d): 1 of \d masked classes have a probability that is not 0; class \d has 0\.", found["masked"])
+
+
+def test_a_gradient_divided_by_the_rows_is_named():
+    x = np.random.default_rng(3).standard_normal((8, 12)).astype(np.float32)
+    targets = np.arange(8)
+    problem = Problem("cross_entropy_grad", x, targets)
+    output = right("cross_entropy_grad", x, targets=targets)
+    assert "0.125 times what it should be: it is divided by the 8 rows" in said(problem, output / np.float32(8))["scaled"]
+    assert said(problem, output * np.float32(3))["scaled"].endswith("every element is 3 times what it should be")
