@@ -1,6 +1,7 @@
 """compare(current, baseline): what became worse, what better and what cannot be compared, case by case. Of figures that are known.
 
-A case that is what it was is unchanged, and nothing else of it is looked at. Else it is held against the baseline of its own
+A case that is what it was is unchanged, and no figure of it is looked at; what fails its gate has failed all the same, though it
+did before. Else it is held against the baseline of its own
 fingerprint: no figure may be worse. Figures are correctly rounded, so that a larger one is the rounding of a larger truth: they are
 compared as they stand, and what is said to be worse is. Where there is none of its fingerprint (CI machines differ, and so do the
 last bits of NumPy's exp), it may be half an ULP worse than some other, if it still passes its gate and nothing more of it is not
@@ -21,7 +22,7 @@ OTHER_PROCESSOR = 0.5
 HIGHER = ("correctly_rounded", "argmax_preserved")
 """Figures of which more is better; of all others less is."""
 FINITE = ("nan_unexpected", "nan_missing", "overflow_count", "special_mismatch")
-"""Figures that count what is not finite and should be, or the reverse."""
+"""Figures that count what is not finite and should be, or the reverse. They count whatever figures are named."""
 FIGURES = (
     "max_ulp", "mean_ulp", "p50_ulp", "p99_ulp", "max_ulp_ordinal", "correctly_rounded", "max_rel", "max_rel_normal", "max_abs",
     *FINITE, "underflow_premature", "false_zero_count", "sum_defect", "kl", "total_variation", "argmax_preserved",
@@ -162,11 +163,15 @@ def _one(name: str, now: Entry, known: Sequence[Entry], rules: Rules) -> Compare
         if now.verdict == "fail":
             return Compared(name, "failed", ("it fails its gate", why))
         return Compared(name, status, (why, *["its gate says inconclusive"] * (now.verdict == "inconclusive")))
-    same = next((entry for entry in comparable if entry.output == now.output), None)
-    if same is not None:
-        return Compared(name, "unchanged", against=same.fingerprint)
     own = next((entry for entry in comparable if entry.fingerprint == now.fingerprint), None)
-    return _beside(name, now, own, rules) if own is not None else _elsewhere(name, now, comparable, rules)
+    same = next((entry for entry in ([own] if own else comparable) if entry.output == now.output), None)
+    if same is not None:
+        found = Compared(name, "unchanged", against=same.fingerprint)
+    else:
+        found = _beside(name, now, own, rules) if own is not None else _elsewhere(name, now, comparable, rules)
+    if now.verdict == "fail" and found.status != "regressed":
+        return Compared(name, "failed", ("it fails its gate, as it did in the baseline",), *_rest(found))
+    return found
 
 
 def _comparable(now: Entry, known: Sequence[Entry]) -> tuple[list[Entry], str, str]:
@@ -244,7 +249,7 @@ def _told(changes: Sequence[Change]) -> list[str]:
 
 def _each(was: Entry, now: Entry, rules: Rules) -> Iterator[Change]:
     """NaN is a value, the worst of all."""
-    for name in rules.figures:
+    for name in dict.fromkeys((*rules.figures, *FINITE)):
         before, after = was.figures.get(name), now.figures.get(name)
         if before is None or after is None:
             continue  # where a figure loses its value, others say why

@@ -115,6 +115,10 @@ def read(path: Path) -> Baseline:
     for name, rows in found.cases.items():
         try:
             entries = [_entry(row) for row in rows]
+        except _Lacking as error:
+            raise BaselineError(
+                f"{path.name}: {quoted(name)} has no {error}; take it back from the history, or accept it anew"
+            ) from None
         except OverflowError:
             raise BaselineError(f"{path.name}: {quoted(name)} has a figure beyond any float64; accept it anew") from None
         if len({entry.fingerprint for entry in entries}) < len(entries):
@@ -125,7 +129,14 @@ def read(path: Path) -> Baseline:
     return Baseline(cases, moves, versions)
 
 
+class _Lacking(Exception):
+    """Figures that an entry of this schema has to have, and has not."""
+
+
 def _entry(row: _Known) -> engine.Entry:
+    lacking = [name for name in engine.FIGURES if name not in row.figures]
+    if row.schema_ == engine.SCHEMA and lacking:  # else what became worse would not be seen
+        raise _Lacking(", ".join(lacking))
     figures = {name: _number(value) for name, value in row.figures.items() if name in engine.FIGURES}
     return engine.Entry(row.schema_, row.fingerprint, row.inputs, row.asked, row.output, row.verdict, figures)
 

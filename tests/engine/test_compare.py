@@ -59,6 +59,29 @@ def test_what_became_worse_is_told_first_and_what_it_was():
     assert found.against == WAS.fingerprint
 
 
+def test_what_fails_its_gate_has_failed_though_it_did_before():
+    failing = replace(WAS, verdict="fail")
+    for entry in (failing, replace(failing, output="after"), replace(failing, output="after", figures=KNOWN | {"max_ulp": 1.0})):
+        assert one("case", entry, (failing,)).status == "failed"
+        assert one("case", replace(entry, fingerprint="other"), (failing,)).status == "failed"
+        assert status(entry, failing, informational=True) == "informational"
+    assert status(replace(failing, output="after", figures=KNOWN | {"max_ulp": 2.0}), failing) == "regressed"
+
+
+def test_the_bits_of_another_fingerprint_do_not_excuse_its_own():
+    bad = now("bad", fingerprint="other", max_ulp=99.0)
+    assert status(replace(bad, fingerprint=WAS.fingerprint), bad, WAS) == "regressed"
+    assert status(replace(bad, fingerprint=WAS.fingerprint), WAS, bad) == "regressed"
+    assert status(bad, WAS, bad) == "unchanged"
+
+
+def test_what_is_not_finite_counts_whatever_figures_are_named():
+    lost = now(max_ulp=None, nan_unexpected=9)
+    assert status(lost, figures=("max_ulp",)) == "regressed"
+    assert status(replace(lost, fingerprint="other"), figures=("max_ulp",)) == "regressed"
+    assert status(lost, figures=(), slack={"nan_unexpected": 9}) == "no_worse"
+
+
 def test_infinities_and_nan_are_values():
     lost = replace(WAS, figures=KNOWN | {"max_rel": inf})
     assert status(now(max_rel=inf), lost) == "no_worse"
