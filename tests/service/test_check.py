@@ -196,6 +196,26 @@ def test_what_fails_its_gate_is_never_accepted(repository):
     assert run(status=0).stdout == "pass: 1 case of softgauge.toml: 1 unchanged\n"
 
 
+def test_what_was_accepted_as_informational_fails_once_it_counts(repository):
+    told = kernel(repository, x=X, y=np.zeros_like(RIGHT))
+    accepted(repository, told + "informational = true\n")
+    written(repository, told)
+    assert "it fails its gate, as it did in the baseline" in run(status=1).stdout
+
+
+def test_no_report_takes_the_place_of_the_baseline(repository):
+    accepted(repository)
+    before = Path(".softgauge/baseline.json").read_bytes()
+    assert "would write over the baseline" in run("--json=.softgauge/baseline.json", status=2).stderr
+    assert Path(".softgauge/baseline.json").read_bytes() == before
+
+
+def test_a_summary_that_cannot_be_written_is_told(repository):
+    accepted(repository)
+    done = run("--github", status=2, env={"GITHUB_STEP_SUMMARY": "none/summary.md"})
+    assert "GITHUB_STEP_SUMMARY: none/summary.md: No such file" in done.stderr
+
+
 def test_a_gate_that_no_longer_tells(repository):
     accepted(repository, kernel(repository, x=X, y=RIGHT) + 'figures = ["special_mismatch"]\n')
     np.save("y.npy", RIGHT * np.float32(1 + 5e-6))
