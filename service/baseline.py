@@ -89,6 +89,8 @@ class Baseline:
 
 def read(path: Path) -> Baseline:
     """What a file holds; nothing where there is none. Raises BaselineError, OSError."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise BaselineError(f"{path.name} is not a file; move it away")
     try:
         with path.open("rb") as file:
             text = file.read(LARGEST + 1)

@@ -44,6 +44,13 @@ def test_a_file_that_is_not_there_is_an_empty_baseline(tmp_path):
     assert read(tmp_path / "none.json") == Baseline({})
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "b.json")
+    for path in (tmp_path / "b.json", tmp_path):
+        with pytest.raises(BaselineError, match="is not a file; move it away"):
+            read(path)
+
+
 def test_a_small_change_is_a_small_difference():
     before = text(Baseline(dict.fromkeys("abc", (ENTRY,)))).splitlines()
     after = text(
