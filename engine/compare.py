@@ -1,6 +1,7 @@
 """compare(current, baseline): what became worse, what better and what cannot be compared, case by case. Of figures that are known.
 
-A case that is what it was is unchanged, and nothing else of it is looked at. Else it is held against the baseline of its own
+A case that is what it was is unchanged, and no figure of it is looked at; what fails its gate has failed all the same, though it
+did before. Else it is held against the baseline of its own
 fingerprint: no figure may be worse. Figures are correctly rounded, so that a larger one is the rounding of a larger truth: they are
 compared as they stand, and what is said to be worse is. Where there is none of its fingerprint (CI machines differ, and so do the
 last bits of NumPy's exp), it may be half an ULP worse than some other, if it still passes its gate and nothing more of it is not
@@ -21,7 +22,7 @@ OTHER_PROCESSOR = 0.5
 HIGHER = ("correctly_rounded", "argmax_preserved")
 """Figures of which more is better; of all others less is."""
 FINITE = ("nan_unexpected", "nan_missing", "overflow_count", "special_mismatch")
-"""Figures that count what is not finite and should be, or the reverse: where nothing is finite any more, no other figure tells."""
+"""Figures that count what is not finite and should be, or the reverse. They count whatever figures are named."""
 FIGURES = (
     "max_ulp", "mean_ulp", "p50_ulp", "p99_ulp", "max_ulp_ordinal", "correctly_rounded", "max_rel", "max_rel_normal", "max_abs",
     *FINITE, "underflow_premature", "false_zero_count", "sum_defect", "kl", "total_variation", "argmax_preserved",
@@ -70,8 +71,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Rules:
-    """How a case is compared. figures: those that may not be worse, beside those of FINITE, which never may; slack: by how much one
-    may be, in its own unit; informational: whatever became of it, it is only said."""
+    """How a case is compared. figures: those that may not be worse; slack: by how much one may be, in its own unit; informational:
+    what became worse is only said. Those of FINITE never may be worse, named or not."""
 
     figures: tuple[str, ...] = USUAL
     slack: Mapping[str, float] = field(default_factory=dict)
@@ -136,7 +137,7 @@ def verdict(compared: Sequence[Compared], treatments: Mapping[str, str] | None =
     treatments: of cases that cannot be compared, by status: fail (as all that are left out), warn or create.
     """
     treatments = treatments or {}
-    counted = {row.status for row in compared if treatments.get(row.status, "fail") == "fail"}
+    counted = {row.status for row in compared if row.status not in TREATMENTS or treatments.get(row.status, "fail") == "fail"}
     if not compared or counted & {*UNCOMPARED}:
         least = "incomparable"
     else:
@@ -147,7 +148,7 @@ def verdict(compared: Sequence[Compared], treatments: Mapping[str, str] | None =
 def one(name: str, now: Entry, known: Sequence[Entry], rules: Rules = Rules()) -> Compared:
     """A case and what the baseline has of it."""
     found = _one(name, now, known, rules)
-    if rules.informational and found.status not in GOOD:
+    if rules.informational and found.status in (*DOUBTFUL, *BAD):
         return Compared(name, "informational", (f"{found.status}, but said to be informational", *found.why), *_rest(found))
     return found
 
@@ -162,11 +163,15 @@ def _one(name: str, now: Entry, known: Sequence[Entry], rules: Rules) -> Compare
         if now.verdict == "fail":
             return Compared(name, "failed", ("it fails its gate", why))
         return Compared(name, status, (why, *["its gate says inconclusive"] * (now.verdict == "inconclusive")))
-    same = next((entry for entry in comparable if entry.output == now.output), None)
-    if same is not None:
-        return Compared(name, "unchanged", against=same.fingerprint)
     own = next((entry for entry in comparable if entry.fingerprint == now.fingerprint), None)
-    return _beside(name, now, own, rules) if own is not None else _elsewhere(name, now, comparable, rules)
+    same = next((entry for entry in ([own] if own else comparable) if entry.output == now.output), None)
+    if same is not None:
+        found = Compared(name, "unchanged", against=same.fingerprint)
+    else:
+        found = _beside(name, now, own, rules) if own is not None else _elsewhere(name, now, comparable, rules)
+    if now.verdict == "fail" and found.status != "regressed" and not rules.informational:
+        return Compared(name, "failed", ("it fails its gate, as it did in the baseline",), *_rest(found))
+    return found
 
 
 def _comparable(now: Entry, known: Sequence[Entry]) -> tuple[list[Entry], str, str]:
@@ -216,19 +221,23 @@ def _excused(name: str, now: Entry, was: Entry, rules: Rules) -> Compared:
     changes = _changes(was, now, rules)
     both = f"the baseline is of {was.fingerprint}, this machine {now.fingerprint}"
     most = OTHER_PROCESSOR + rules.slack.get("max_ulp", 0.0)
-    ulps = [now.figures.get("max_ulp"), was.figures.get("max_ulp")]
-    far = ulps[0] is not None and ulps[1] is not None and ulps[0] - ulps[1] > most
-    lost = [change for change in changes if change.worse and change.figure in FINITE]
+    only = () if "max_ulp" in rules.figures else rules.figures  # then these count, since the largest error does not
+    far = [c for c in changes if c.worse and c.figure == "max_ulp" and not _within(c, most)]
+    lost = [c for c in changes if c.worse and c.figure in (*FINITE, *only)]
     fell = _RANK[now.verdict] > _RANK[was.verdict]
     said = [f"its gate says {now.verdict}, and said {was.verdict}"] * fell
     said += _told(lost)
-    if far:
-        said.append(f"max_ulp {_shown(ulps[0])}, was {_shown(ulps[1])}: more than {most:g} ULP worse")
+    said += [f"{sentence}: more than {most:g} ULP worse" for sentence in _told(far)]
     if far or lost or (fell and now.verdict == "fail"):
         return Compared(name, "regressed", (*said, both), changes, was.fingerprint)
     if fell:
         return Compared(name, "inconclusive", (*said, both), changes, was.fingerprint)
     return Compared(name, "informational", (f"{both}: within its gate, and at most {most:g} ULP worse",), changes, was.fingerprint)
+
+
+def _within(change: Change, most: float) -> bool:
+    """Whether a figure is no more than that worse."""
+    return change.was is not None and change.now is not None and _size(change.now, "") - _size(change.was, "") <= most
 
 
 def _changes(was: Entry, now: Entry, rules: Rules) -> tuple[Change, ...]:

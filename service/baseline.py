@@ -89,6 +89,8 @@ class Baseline:
 
 def read(path: Path) -> Baseline:
     """What a file holds; nothing where there is none. Raises BaselineError, OSError."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise BaselineError(f"{path.name} is not a file; move it away")
     try:
         with path.open("rb") as file:
             text = file.read(LARGEST + 1)
@@ -115,6 +117,10 @@ def read(path: Path) -> Baseline:
     for name, rows in found.cases.items():
         try:
             entries = [_entry(row) for row in rows]
+        except _Lacking as error:
+            raise BaselineError(
+                f"{path.name}: {quoted(name)} has no {error}; take it back from the history, or accept it anew"
+            ) from None
         except OverflowError:
             raise BaselineError(f"{path.name}: {quoted(name)} has a figure beyond any float64; accept it anew") from None
         if len({entry.fingerprint for entry in entries}) < len(entries):
@@ -125,7 +131,14 @@ def read(path: Path) -> Baseline:
     return Baseline(cases, moves, versions)
 
 
+class _Lacking(Exception):
+    """Figures that an entry of this schema has to have, and has not."""
+
+
 def _entry(row: _Known) -> engine.Entry:
+    lacking = [name for name in engine.FIGURES if name not in row.figures]
+    if row.schema_ == engine.SCHEMA and lacking:  # else what became worse would not be seen
+        raise _Lacking(", ".join(lacking))
     figures = {name: _number(value) for name, value in row.figures.items() if name in engine.FIGURES}
     return engine.Entry(row.schema_, row.fingerprint, row.inputs, row.asked, row.output, row.verdict, figures)
 

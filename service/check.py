@@ -111,7 +111,8 @@ def _result(case: Case, known: Sequence[engine.Entry], testbed: str) -> Result:
     output_digest = engine.digest(output)
     made = case.variant is not None
     fingerprint = engine.fingerprint() if made else f"files{f' of {testbed}' * bool(testbed)}"
-    now = engine.Entry(engine.SCHEMA, fingerprint, inputs, case.asked, output_digest, None, {})
+    asked = {**case.asked, "format": str(output.dtype)}
+    now = engine.Entry(engine.SCHEMA, fingerprint, inputs, asked, output_digest, None, {})
     for was in known:
         if (was.schema, was.inputs, was.asked, was.output) == (now.schema, now.inputs, now.asked, now.output):
             return Result(dataclasses.replace(now, verdict=was.verdict, figures=was.figures))
@@ -162,7 +163,7 @@ def accepted(done: Run) -> tuple[dict[str, engine.Entry], list[str], list[str]]:
     for row in done.compared:
         if row.status == "missing":
             gone.append(row.case)
-        elif row.status == "unchanged":
+        elif row.status == "unchanged" and row.against == done.results[row.case].entry.fingerprint:
             continue
         else:
             entries[row.case] = done.results[row.case].entry

@@ -537,7 +537,7 @@ def check(
         raise Refused(f"{error.filename or path}: {error.strerror or error}") from None
     except SplitError as error:
         raise Failed(str(error)) from None
-    _written_reports(told, reports_asked)
+    _written_reports(told, reports_asked, given.baseline)
     if "-" not in reports_asked.values():
         _write(check_reports.text(told) + moved)
     if github:
@@ -590,7 +590,7 @@ def _who(by: str | None) -> str:
     return "".join(mark for mark in name[:200] if mark.isprintable())
 
 
-def _written_reports(told: dict[str, Any], asked: dict[str, str | None]) -> None:
+def _written_reports(told: dict[str, Any], asked: dict[str, str | None], baseline: Path) -> None:
     """Every report that is asked for."""
     for name, to in asked.items():
         if to is None:
@@ -601,6 +601,8 @@ def _written_reports(told: dict[str, Any], asked: dict[str, str | None]) -> None
             continue
         if to.endswith(".toml"):
             raise click.UsageError(f"--{name} {to} would write over a suite; give the suite first, or --{name}=-")
+        if Path(to).resolve() == baseline:
+            raise click.UsageError(f"--{name} {to} would write over the baseline; give another file, or --{name}=-")
         try:
             Path(to).write_text(made, encoding="utf-8")
         except OSError as error:
@@ -611,8 +613,11 @@ def _to_github(told: dict[str, Any]) -> None:
     """Annotations on standard output, and the step's summary where the runner has a file for it."""
     _write(check_reports.github(told))
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with open(summary, "a", encoding="utf-8") as file:
-            file.write(check_reports.markdown(told))
+        try:
+            with open(summary, "a", encoding="utf-8") as file:
+                file.write(check_reports.markdown(told))
+        except OSError as error:
+            raise (Failed if repro.is_full(error) else Refused)(f"GITHUB_STEP_SUMMARY: {summary}: {error.strerror}") from None
 
 
 # ---- softgauge tolerance ---------------------------------------------------------------------------------------------

@@ -59,6 +59,29 @@ def test_what_became_worse_is_told_first_and_what_it_was():
     assert found.against == WAS.fingerprint
 
 
+def test_what_fails_its_gate_has_failed_though_it_did_before():
+    failing = replace(WAS, verdict="fail")
+    for entry in (failing, replace(failing, output="after"), replace(failing, output="after", figures=KNOWN | {"max_ulp": 1.0})):
+        assert one("case", entry, (failing,)).status == "failed"
+        assert one("case", replace(entry, fingerprint="other"), (failing,)).status == "failed"
+        assert status(entry, failing, informational=True) in ("unchanged", "no_worse", "improved")
+    assert status(replace(failing, output="after", figures=KNOWN | {"max_ulp": 2.0}), failing) == "regressed"
+
+
+def test_the_bits_of_another_fingerprint_do_not_excuse_its_own():
+    bad = now("bad", fingerprint="other", max_ulp=99.0)
+    assert status(replace(bad, fingerprint=WAS.fingerprint), bad, WAS) == "regressed"
+    assert status(replace(bad, fingerprint=WAS.fingerprint), WAS, bad) == "regressed"
+    assert status(bad, WAS, bad) == "unchanged"
+
+
+def test_what_is_not_finite_counts_whatever_figures_are_named():
+    lost = now(max_ulp=None, nan_unexpected=9)
+    assert status(lost, figures=("max_ulp",)) == "regressed"
+    assert status(replace(lost, fingerprint="other"), figures=("max_ulp",)) == "regressed"
+    assert status(lost, figures=(), slack={"nan_unexpected": 9}) == "no_worse"
+
+
 def test_infinities_and_nan_are_values():
     lost = replace(WAS, figures=KNOWN | {"max_rel": inf})
     assert status(now(max_rel=inf), lost) == "no_worse"
@@ -97,7 +120,7 @@ def test_a_gate_that_says_less_than_it_said(was, is_now, expected):
 def test_an_informational_case_is_only_said():
     found = one("case", now(max_ulp=9.0), (WAS,), Rules(informational=True))
     assert (found.status, found.why) == ("informational", ("regressed, but said to be informational", "max_ulp 9, was 1.25"))
-    assert one("case", now(), (), Rules(informational=True)).status == "informational"
+    assert one("case", now(), (), Rules(informational=True)).status == "new"  # which has a policy of its own
     assert status(now(max_ulp=1.0), informational=True) == "improved"
 
 
@@ -134,6 +157,12 @@ class TestOtherProcessor:
         worse = replace(WAS, fingerprint="third", output="third", figures=KNOWN | {"max_ulp": 3.0})
         assert status(now(fingerprint=self.OTHER, max_ulp=3.5), WAS, worse) == "informational"
         assert status(now(fingerprint=self.OTHER, max_ulp=3.6), WAS, worse) == "regressed"
+
+    def test_figures_that_are_named_without_the_largest_error_count(self):
+        found = now(fingerprint=self.OTHER, max_ulp=9.0, sum_defect=1)
+        assert status(found, figures=("sum_defect",)) == "regressed"
+        assert status(found, figures=("sum_defect",), slack={"sum_defect": 1.0}) == "informational"
+        assert status(now(fingerprint=self.OTHER, max_ulp=nan)) == "regressed"
 
     def test_a_figure_without_a_value_tells_nothing(self):
         assert status(now(fingerprint=self.OTHER, max_ulp=None), WAS) == "informational"
@@ -185,6 +214,10 @@ def test_the_order_of_cases_does_not_matter_but_for_the_order_of_the_answer():
 )
 def test_the_worst_of_all_cases_is_the_verdict(statuses, expected):
     assert verdict([Compared("case", name) for name in statuses]) == expected
+
+
+def test_only_what_cannot_be_compared_has_a_treatment():
+    assert verdict([Compared("case", "regressed")], {"regressed": "warn"}) == "regressed"
 
 
 def test_what_is_treated_with_a_warning_does_not_count():

@@ -44,6 +44,13 @@ def test_a_file_that_is_not_there_is_an_empty_baseline(tmp_path):
     assert read(tmp_path / "none.json") == Baseline({})
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "b.json")
+    for path in (tmp_path / "b.json", tmp_path):
+        with pytest.raises(BaselineError, match="is not a file; move it away"):
+            read(path)
+
+
 def test_a_small_change_is_a_small_difference():
     before = text(Baseline(dict.fromkeys("abc", (ENTRY,)))).splitlines()
     after = text(
@@ -75,7 +82,8 @@ def edited(**change):
         (edited(fingerprint="\x1b[2J"), "'fingerprint': String should match pattern"),
         (edited(fingerprint="x" * 501), "at most 500 characters"),
         (edited(figures={"max_ulp": "1.5"}), "'max_ulp'"),
-        (edited(figures={"max_ulp": "0x1p+9999"}), "'a' has a figure beyond any float64"),
+        (edited(figures={"max_ulp": 3}), "'a' has no mean_ulp, p50_ulp, "),
+        (edited(figures={**STORED["cases"]["a"][0]["figures"], "max_ulp": "0x1p+9999"}), "'a' has a figure beyond any float64"),
         (edited(schema=-1), "'schema'"),
         ({**STORED, "cases": {"a": STORED["cases"]["a"] * 2}}, "'a' has two entries of one fingerprint"),
     ],
@@ -108,8 +116,8 @@ def test_no_bytes_raise_anything_else(tmp_path_factory, junk, start, length):
 
 def test_a_figure_that_is_not_known_here_is_left_out(tmp_path):
     path = tmp_path / "b.json"
-    path.write_text(json.dumps(edited(figures={"max_ulp": 3, "of_the_future": 1})))
-    assert read(path).cases["a"][0].figures == {"max_ulp": 3}
+    path.write_text(json.dumps(edited(figures={**STORED["cases"]["a"][0]["figures"], "of_the_future": 1})))
+    assert read(path).cases["a"][0].figures == FIGURES
 
 
 # ---- moving ----------------------------------------------------------------------------------------------------------

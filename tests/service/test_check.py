@@ -196,6 +196,26 @@ def test_what_fails_its_gate_is_never_accepted(repository):
     assert run(status=0).stdout == "pass: 1 case of softgauge.toml: 1 unchanged\n"
 
 
+def test_what_was_accepted_as_informational_fails_once_it_counts(repository):
+    told = kernel(repository, x=X, y=np.zeros_like(RIGHT))
+    accepted(repository, told + "informational = true\n")
+    written(repository, told)
+    assert "it fails its gate, as it did in the baseline" in run(status=1).stdout
+
+
+def test_no_report_takes_the_place_of_the_baseline(repository):
+    accepted(repository)
+    before = Path(".softgauge/baseline.json").read_bytes()
+    assert "would write over the baseline" in run("--json=.softgauge/baseline.json", status=2).stderr
+    assert Path(".softgauge/baseline.json").read_bytes() == before
+
+
+def test_a_summary_that_cannot_be_written_is_told(repository):
+    accepted(repository)
+    done = run("--github", status=2, env={"GITHUB_STEP_SUMMARY": "none/summary.md"})
+    assert "GITHUB_STEP_SUMMARY: none/summary.md: No such file" in done.stderr
+
+
 def test_a_gate_that_no_longer_tells(repository):
     accepted(repository, kernel(repository, x=X, y=RIGHT) + 'figures = ["special_mismatch"]\n')
     np.save("y.npy", RIGHT * np.float32(1 + 5e-6))
@@ -257,6 +277,21 @@ def test_a_testbed_is_part_of_the_fingerprint_of_files(repository):
     np.save("y.npy", np.where(np.arange(100) == 7, np.nextafter(RIGHT, np.float32(1)), RIGHT))
     assert statuses("--testbed", "h100") == {"kernel": "regressed"}  # by more than half an ULP
     assert "the baseline is of files, this machine files of h100" in run("--testbed", "h100", status=1).stdout
+
+
+def test_the_same_bits_elsewhere_are_accepted_as_an_entry_of_their_own(repository):
+    accepted(repository, kernel(repository, x=X, y=RIGHT))
+    assert statuses("--testbed", "h100") == {"kernel": "unchanged"}
+    run("--testbed", "h100", "--accept", "--reason", "this machine too", status=0)
+    found = baseline.read(repository / ".softgauge/baseline.json").cases["kernel"]
+    assert [entry.fingerprint for entry in found] == ["files", "files of h100"]
+
+
+def test_an_output_of_another_format_is_another_case(repository):
+    accepted(repository, kernel(repository, gate='"none"', x=X, y=RIGHT))
+    np.save("y.npy", RIGHT.astype(np.float16))
+    for testbed in ("", "h100"):
+        assert "other settings format" in run("--testbed", testbed, status=4).stdout
 
 
 def test_only_some_cases(repository):
