@@ -18,14 +18,15 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 import engine
-from service import logs, pages, schemas
+from service import access, logs, pages, run_schemas, schemas
 from service.bodies import Spool
 from service.compute import Pool
 from service.errors import Finding, Problem, from_status, misfit
 from service.guard import Guard, Meters, Protocol, respond
-from service.routes import catalogue, evaluate, health, thresholds, tolerance, truth, verify
+from service.routes import catalogue, evaluate, health, keys, projects, reports, thresholds, tolerance, truth, verify
 from service.routes.contract import REF, only_known
-from service.settings import Settings, check_binding
+from service.settings import Settings, SettingsError, check_binding
+from service.store import Store, StoreError
 
 OPENAPI_FILE = Path(__file__).with_name("openapi.json")
 _MAX_HEADER_BYTES = 65536
@@ -40,7 +41,8 @@ _TAGS = [
         "description": "Judge outputs made elsewhere; run built-in variants and measure them; compute the truth; find limits.",
     },
     {"name": "catalogue", "description": "What exists: ops, variants, formats, summations, policies, input families."},
-    {"name": "operation", "description": "Health and metrics."},
+    {"name": "runs", "description": "Runs of suites, baselines, comparisons, reports and history, by project."},
+    {"name": "operation", "description": "Health, metrics and keys."},
 ]
 _NO_TELEMETRY: TelemetryConfig = {
     "tracing": False,
@@ -53,6 +55,7 @@ _NO_TELEMETRY: TelemetryConfig = {
 def create_app(settings: Settings) -> FastAPI:
     """The application. Its child processes start and end with its lifespan."""
     pool = Pool(settings)
+    store = opened_later(settings)
     app = FastAPI(
         title="Softgauge",
         version=engine.VERSION,
@@ -64,11 +67,14 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         lifespan=_lifespan,
         telemetry=_NO_TELEMETRY,
+        dependencies=[Depends(access.authorise)],
     )
     app.state.receiving = 0  # bodies on their way
     app.state.spool = Spool(settings)
+    app.state.store, app.state.budgets, app.state.running = store, access.Budgets(settings.limits), set()
     app.state.settings, app.state.pool, app.state.meters, app.state.example = settings, pool, Meters(pool), pages.Example()
-    for router in (evaluate.router, verify.router, tolerance.router, truth.router, thresholds.router, catalogue.router):
+    computing = (evaluate.router, verify.router, tolerance.router, truth.router, thresholds.router, catalogue.router)
+    for router in (*computing, projects.router, reports.router, keys.router):
         app.include_router(router, dependencies=[Depends(only_known)])
     for router in (health.router, pages.router):
         app.include_router(router)
@@ -84,10 +90,12 @@ def create_app(settings: Settings) -> FastAPI:
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.spool.clear()
+    await asyncio.to_thread(app.state.store.open)
     async with app.state.pool.running() as pool:
         example = asyncio.create_task(app.state.example.compute(pool))
         yield
         example.cancel()
+    app.state.store.close()
 
 
 async def _on_problem(request: Request, error: Exception) -> Response:
@@ -114,7 +122,9 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI 3.1 document: FastAPI's, with the models that only child processes see."""
     if app.openapi_schema is None:
         document = FastAPI.openapi(app)
-        models = [(model, "validation") for model in schemas.REQUESTS] + [(schemas.Problem, "serialization")]
+        models = [(model, "validation") for model in (*schemas.REQUESTS, *run_schemas.REQUESTS)] + [
+            (schemas.Problem, "serialization")
+        ]
         _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]  # a list of literal pairs
         components = document.setdefault("components", {}).setdefault("schemas", {})
         components.update(definitions["$defs"])
@@ -133,8 +143,12 @@ def written_openapi() -> str:
 
 
 def serve(settings: Settings) -> None:
-    """Listen until told to stop. Raises SettingsError for an address that may not be listened on."""
-    check_binding(settings)
+    """Listen until told to stop. Raises SettingsError for an address that is not for it, or a store that is not to be had."""
+    store = open_store(settings)
+    try:
+        check_binding(settings, access.has_keys(store))
+    finally:
+        store.close()
     logs.to_stderr()
     uvicorn.run(
         create_app(settings),
@@ -149,6 +163,40 @@ def serve(settings: Settings) -> None:
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         timeout_graceful_shutdown=_GRACE,
     )
+
+
+def opened_later(settings: Settings) -> Store:
+    """The store that the settings name. Raises SettingsError."""
+    password = None
+    if settings.database_password_file is not None:
+        password = _secret("database_password_file", settings.database_password_file)
+    try:
+        return Store(settings.database_url, settings.data_dir, password)
+    except StoreError as error:
+        raise SettingsError(str(error)) from None
+
+
+def open_store(settings: Settings) -> Store:
+    """The store, of the newest schema, with the operator's key in it. Raises SettingsError."""
+    store = opened_later(settings)
+    try:
+        store.open()
+        if settings.admin_key_file is not None:
+            access.admit_first_key(store, _secret("admin_key_file", settings.admin_key_file))
+    except StoreError as error:
+        where = "SOFTGAUGE_DATABASE_URL" if settings.database_url else "SOFTGAUGE_DATA_DIR"
+        raise SettingsError(f"{error}; {where} says where runs are kept") from None
+    except ValueError as error:
+        raise SettingsError(f"SOFTGAUGE_ADMIN_KEY_FILE: {error}") from None
+    return store
+
+
+def _secret(name: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise SettingsError(f"SOFTGAUGE_{name.upper()}={str(path)!r} cannot be read: {reason}") from None
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ LARGEST = 1 << 26  # bytes
 MOST_MOVES = 100
 """Moves that are remembered."""
 _HEX = r"-?0x[01]\.?[0-9a-f]{0,13}p[+-][0-9]{1,4}"
-_Text = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
+Text = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
 _Digest = Annotated[str, Field(pattern=r"^[a-z0-9]+:[0-9a-f]{16,128}$")]
 _Number = Annotated[str, Field(pattern=rf"^({_HEX}|Infinity|-Infinity|NaN)$")] | Annotated[int, Field(ge=-(2**53), le=2**53)]
 
@@ -42,29 +42,29 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Known(_Strict):
+class Known(_Strict):
     """An entry as it is stored."""
 
-    fingerprint: _Text
-    engine: _Text
+    fingerprint: Text
+    engine: Text
     schema_: int = Field(alias="schema", ge=0, le=2**31)
-    inputs: dict[_Text, _Digest]
-    asked: dict[_Text, Any]
+    inputs: dict[Text, _Digest]
+    asked: dict[Text, Any]
     output: _Digest
     verdict: Literal["pass", "fail", "inconclusive"] | None
-    figures: dict[_Text, _Number | None]
+    figures: dict[Text, _Number | None]
 
 
 class _Move(_Strict):
-    at: _Text
-    by: _Text
-    reason: _Text
-    changed: list[_Text]
+    at: Text
+    by: Text
+    reason: Text
+    changed: list[Text]
 
 
 class _File(_Strict):
     format: int
-    cases: dict[_Text, list[_Known]]
+    cases: dict[Text, list[Known]]
     moves: list[_Move]
 
 
@@ -116,8 +116,8 @@ def read(path: Path) -> Baseline:
     versions: dict[tuple[str, str], str] = {}
     for name, rows in found.cases.items():
         try:
-            entries = [_entry(row) for row in rows]
-        except _Lacking as error:
+            entries = [entry(row) for row in rows]
+        except Lacking as error:
             raise BaselineError(
                 f"{path.name}: {quoted(name)} has no {error}; take it back from the history, or accept it anew"
             ) from None
@@ -131,14 +131,15 @@ def read(path: Path) -> Baseline:
     return Baseline(cases, moves, versions)
 
 
-class _Lacking(Exception):
+class Lacking(Exception):
     """Figures that an entry of this schema has to have, and has not."""
 
 
-def _entry(row: _Known) -> engine.Entry:
+def entry(row: Known) -> engine.Entry:
+    """As the engine takes it. Raises Lacking, OverflowError."""
     lacking = [name for name in engine.FIGURES if name not in row.figures]
     if row.schema_ == engine.SCHEMA and lacking:  # else what became worse would not be seen
-        raise _Lacking(", ".join(lacking))
+        raise Lacking(", ".join(lacking))
     figures = {name: _number(value) for name, value in row.figures.items() if name in engine.FIGURES}
     return engine.Entry(row.schema_, row.fingerprint, row.inputs, row.asked, row.output, row.verdict, figures)
 
@@ -151,8 +152,9 @@ def _number(value: int | str | None) -> int | float | None:
 
 def text(baseline: Baseline) -> str:
     """A baseline as it is stored: cases by name, entries by fingerprint, a line for each figure."""
+    versions = baseline.versions or {}
     cases = {
-        name: [_told(name, entry, baseline) for entry in sorted(entries, key=lambda entry: entry.fingerprint)]
+        name: [stored(one, versions.get((name, one.fingerprint), engine.VERSION)) for one in sorted(entries, key=_fingerprint)]
         for name, entries in sorted(baseline.cases.items())
         if entries
     }
@@ -160,16 +162,21 @@ def text(baseline: Baseline) -> str:
     return json.dumps({"format": FORMAT, "cases": cases, "moves": moves}, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def _told(name: str, entry: engine.Entry, baseline: Baseline) -> dict[str, Any]:
+def _fingerprint(one: engine.Entry) -> str:
+    return one.fingerprint
+
+
+def stored(one: engine.Entry, version: str) -> dict[str, Any]:
+    """An entry as it is stored. version: of the engine that made it."""
     return {
-        "fingerprint": entry.fingerprint,
-        "engine": (baseline.versions or {}).get((name, entry.fingerprint), engine.VERSION),
-        "schema": entry.schema,
-        "inputs": dict(sorted(entry.inputs.items())),
-        "asked": entry.asked,
-        "output": entry.output,
-        "verdict": entry.verdict,
-        "figures": {figure: _hex(entry.figures.get(figure)) for figure in engine.FIGURES},
+        "fingerprint": one.fingerprint,
+        "engine": version,
+        "schema": one.schema,
+        "inputs": dict(sorted(one.inputs.items())),
+        "asked": one.asked,
+        "output": one.output,
+        "verdict": one.verdict,
+        "figures": {figure: _hex(one.figures.get(figure)) for figure in engine.FIGURES},
     }
 
 

@@ -40,8 +40,22 @@ _CLOSE = {"Connection": "close"}  # of a body that is not read to its end
 async def answered(request: Request, task: str) -> Response:
     """The answer of a computing process to a request with a body. Raises Problem."""
     async with _received(request) as body:
-        work = request.app.state.pool.answer(task, body, request_id(request))
-        return Response(await unless_gone(request, work), media_type=JSON)
+        return Response(await computed(request, task, body), media_type=JSON)
+
+
+async def computed(request: Request, task: str, body: Body) -> bytes:
+    """What a computing process makes of a body, at the cost of whoever asks. Raises Problem."""
+    budgets = request.scope["state"].get("budgets")
+    spend = [budgets.spend] if budgets is not None else []
+    return await unless_gone(request, request.app.state.pool.answer(task, body, request_id(request), *spend))
+
+
+async def collected(request: Request, most: str = "max_body_bytes") -> bytes:
+    """A JSON body, which nothing has looked into. most: the limit on its size. Raises Problem."""
+    _check_json(request.headers, f"{JSON} in UTF-8")
+    _check_encoding(request.headers)
+    limits: Limits = request.app.state.settings.limits
+    return await _collected(request, limits, _Most(most, getattr(limits, most)))
 
 
 class Spool:
@@ -147,6 +161,10 @@ class _Most:
 
     def exceeded(self, headers: dict[str, str] | None = None) -> Problem:
         """With the ways out."""
+        if self.name == "max_run_bytes":
+            return Problem(
+                "too-large", f"the body is larger than {self.name} = {self.size}; send fewer cases at a time", headers=headers
+            )
         doors = "" if self.name == "max_multipart_bytes" else "multipart/form-data takes tensors in files; "
         reads = "`softgauge evaluate` and `verify` read files of up to 2^31 elements, packed ones and JSON of up to 256 MiB"
         detail = f"the body is larger than {self.name} = {self.size}; {doors}without a server, {reads}"
@@ -197,12 +215,15 @@ def _door(kind: str, boundary: str, headers: Headers, limits: Limits) -> Door:
     return Door("binary", "", header=int(length))
 
 
-def _check_json(headers: Headers) -> None:
+_ALL = f"{JSON} in UTF-8, {MULTIPART} or {BINARY}"
+
+
+def _check_json(headers: Headers, taken: str = _ALL) -> None:
     kind, _, rest = headers.get("content-type", "").partition(";")
     charset = rest.replace(" ", "").replace('"', "").lower()
     if kind.strip().lower() != JSON or charset not in ("", "charset=utf-8"):
         given = quoted(headers.get("content-type", "an unnamed type"))
-        detail = f"this route takes {JSON} in UTF-8, {MULTIPART} or {BINARY}, not {given}"
+        detail = f"this route takes {taken}, not {given}"
         raise Problem("unsupported-media-type", detail, (Finding("Content-Type", detail),))
 
 
@@ -213,9 +234,9 @@ def _check_encoding(headers: Headers) -> None:
         raise Problem("unsupported-media-type", detail, (Finding("Content-Encoding", detail),))
 
 
-async def _collected(request: Request, limits: Limits) -> bytes:
+async def _collected(request: Request, limits: Limits, most: _Most | None = None) -> bytes:
     """A JSON body."""
-    async with contextlib.aclosing(_arriving(request, _most(JSON, limits), limits)) as pieces:
+    async with contextlib.aclosing(_arriving(request, most or _most(JSON, limits), limits)) as pieces:
         parts = [piece async for piece in pieces]
     return parts[0] if len(parts) == 1 else b"".join(parts)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -23,18 +23,24 @@ UNCOMPARED = ("new", "missing", "stale", "incomparable")
 LAST = {status: rank for rank, status in enumerate(reversed(engine.STATUSES))}
 """The order in which cases are told: the worst first."""
 
+NOTHING = Baseline({})
+"""A baseline that holds no case."""
+
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Result:
     """What became of a case. worst: element, where it was measured; findings: of its gate; faults: of the variant, where it got
-    worse."""
+    worse; tags, source (file, line), rules: as its suite says."""
 
     entry: engine.Entry
     worst: str | None = None
     findings: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    source: tuple[str, int] | None = None
+    rules: engine.Rules = field(default_factory=engine.Rules)
 
 
 @dataclass(frozen=True)
@@ -71,20 +77,31 @@ def run(
     Cases that are not run are not missing, but where all are run. Raises SuiteError, EngineError.
     """
     work = [(case, baseline.cases.get(case.name, ()), testbed) for case in cases]
-    results = {}
+    given_as, results = {case.name: case for case in cases}, {}
     progress(0, len(work))
     for done, (name, result, refused) in enumerate(processes(_judged, work), 1):
         if refused is not None:
             raise SuiteError(refused)
         assert result is not None
-        results[name] = result
+        results[name] = dataclasses.replace(
+            result, tags=given_as[name].tags, source=given_as[name].source, rules=given_as[name].rules
+        )
         progress(done, len(work))
     entries = {name: result.entry for name, result in results.items()}
     known = baseline.cases if len(cases) == len(given.cases) else {name: baseline.cases.get(name, ()) for name in entries}
     compared = engine.compare(
         entries, {name: rows for name, rows in known.items() if rows}, {case.name: case.rules for case in cases}
     )
-    return Run(given, {case.name: case for case in cases}, results, compared, engine.verdict_of(compared, given.treatments))
+    return Run(given, given_as, results, compared, engine.verdict_of(compared, given.treatments))
+
+
+def estimate(case: Case) -> float:
+    """Seconds that a variant's case may take on one slow core: a planning figure. Raises EngineError."""
+    assert case.variant is not None
+    assert case.format is not None
+    problem, output = suite.tensors(case)
+    made = engine.estimate(problem, [case.format], [case.variant], (), case.summation, case.axes)
+    return made if case.gate is None else made + engine.estimate_verdict(problem, output, case.axis)
 
 
 Work = tuple[Case, Sequence[engine.Entry], str]
@@ -184,33 +201,48 @@ def _by_how_much(row: engine.Compared) -> str:
 
 def answer(done: Run, baseline: Baseline) -> dict[str, Any]:
     """The run as plain data, the worst cases first: what `--json` writes, and what every report is made from."""
-    counts = dict.fromkeys(engine.STATUSES, 0)
-    for row in done.compared:
-        counts[row.status] += 1
-    rows = sorted(done.compared, key=lambda row: LAST[row.status])
-    told = {
-        "verdict": done.verdict,
+    names = {
         "suite": done.suite.path.relative_to(done.suite.root).as_posix(),
         "baseline": done.suite.baseline.relative_to(done.suite.root).as_posix(),
         "accepted": [dataclasses.asdict(move) for move in baseline.moves[-1:]],
         "engine": {"version": engine.VERSION, "schema": engine.SCHEMA, "fingerprint": engine.fingerprint()},
-        "treatments": dict(done.suite.treatments),
-        "counts": {status: count for status, count in counts.items() if count},
-        "cases": [_case(row, done, baseline) for row in rows],
     }
-    return dict(engine.encode(told))
+    return told(names, done.compared, done.verdict, done.results, baseline.cases, done.suite.treatments)
 
 
-def _case(row: engine.Compared, done: Run, baseline: Baseline) -> dict[str, Any]:
-    result, case = done.results.get(row.case), done.cases.get(row.case)
+def told(
+    names: Mapping[str, Any],
+    compared: Sequence[engine.Compared],
+    verdict: str,
+    results: Mapping[str, Result],
+    known: Mapping[str, Sequence[engine.Entry]],
+    treatments: Mapping[str, str],
+) -> dict[str, Any]:
+    """What was compared, as plain data, the worst cases first. names: how the suite and the baseline are called, and the engine."""
+    counts = dict.fromkeys(engine.STATUSES, 0)
+    for row in compared:
+        counts[row.status] += 1
+    rows = sorted(compared, key=lambda row: LAST[row.status])
+    answer = {
+        "verdict": verdict,
+        **names,
+        "treatments": dict(treatments),
+        "counts": {status: count for status, count in counts.items() if count},
+        "cases": [_case(row, results.get(row.case), known.get(row.case, ()), treatments) for row in rows],
+    }
+    return dict(engine.encode(answer))
+
+
+def _case(
+    row: engine.Compared, result: Result | None, known: Sequence[engine.Entry], treatments: Mapping[str, str]
+) -> dict[str, Any]:
     entry = result.entry if result else None
-    known = baseline.cases.get(row.case, ())
     was = next((old for old in known if old.fingerprint == row.against), next(iter(known), None))
     return {
         "case": row.case,
         "status": row.status,
         "counts": row.status in BAD or row.status == "inconclusive"
-        or (row.status in UNCOMPARED and done.suite.treatments.get(row.status) == "fail"),
+        or (row.status in UNCOMPARED and treatments.get(row.status, "fail") == "fail"),
         "why": list(row.why),
         "changes": [dataclasses.asdict(change) for change in row.changes],
         "worst": result.worst if result else None,
@@ -222,6 +254,6 @@ def _case(row: engine.Compared, done: Run, baseline: Baseline) -> dict[str, Any]
         "max_ulp": entry.figures.get("max_ulp") if entry else None,
         "was_max_ulp": was.figures.get("max_ulp") if was else None,
         "output": entry.output if entry else None,
-        "tags": list(case.tags) if case else [],
-        "source": {"file": case.source[0], "line": case.source[1]} if case and case.source else None,
+        "tags": list(result.tags) if result else [],
+        "source": {"file": result.source[0], "line": result.source[1]} if result and result.source else None,
     }  # fmt: skip

@@ -40,6 +40,7 @@ Frame = tuple[dict[str, Any], bytes]
 Body = bytes | Door
 """A JSON text, or what lies on disk."""
 Write = Callable[..., None]
+Spend = Callable[[float], None]
 
 
 class ChildDied(Exception):
@@ -244,22 +245,28 @@ class Pool:
                 slot.cancel()
             await asyncio.gather(*self._slots, return_exceptions=True)
 
-    async def answer(self, task: str, body: Body, request_id: str = "") -> bytes:
-        """The bytes of the answer, from the next free child. Raises Problem. Cancelling this kills the child."""
+    async def answer(self, task: str, body: Body, request_id: str = "", spend: Spend = lambda seconds: None) -> bytes:
+        """The bytes of the answer, from the next free child. Raises Problem. Cancelling this kills the child.
+
+        spend: told the seconds that a child was busy with it, however it ended.
+        """
         for _ in range(self._settings.workers + 2):
             try:
-                return await self._attempt(task, body, request_id)
+                return await self._attempt(task, body, request_id, spend)
             except ChildDied:  # it was dead before it took the request, which may well ask another
                 LOG.warning("a computing process died while idle; trying another", extra={"request_id": request_id})
         raise _died()
 
-    async def _attempt(self, task: str, body: Body, request_id: str) -> bytes:
+    async def _attempt(self, task: str, body: Body, request_id: str, spend: Spend) -> bytes:
         child = await self._free_child()
         self.counts.busy += 1
+        clock = asyncio.get_running_loop()
+        started = clock.time()
         try:
             return await child.answer(task, body, request_id, self._heavy)
         finally:
             self.counts.busy -= 1
+            spend(clock.time() - started)
             self._offer(child)
 
     async def _free_child(self) -> Child:

@@ -17,10 +17,14 @@ MEDIA_TYPE = "application/problem+json"
 KINDS: dict[str, tuple[int, str]] = {
     "malformed": (400, "Malformed request"),
     "host-not-allowed": (400, "Host not allowed"),
+    "unauthorized": (401, "Key needed"),
+    "forbidden": (403, "Not allowed"),
     "origin-not-allowed": (403, "Origin not allowed"),
     "not-found": (404, "Not found"),
     "method-not-allowed": (405, "Method not allowed"),
+    "not-acceptable": (406, "Not acceptable"),
     "body-timeout": (408, "Request body too slow"),
+    "conflict": (409, "Conflict"),
     "too-large": (413, "Request too large"),
     "too-long": (413, "Computation too long for one request"),
     "too-much-memory": (413, "Computation needs too much memory"),
@@ -28,12 +32,13 @@ KINDS: dict[str, tuple[int, str]] = {
     "invalid": (422, "Invalid request"),
     "unknown-name": (422, "Unknown name"),
     "undecided": (422, "Undecided within the precision cap"),
-    "too-many-requests": (429, "All processes are busy"),
+    "too-many-requests": (429, "Too many requests"),
     "internal": (500, "Internal error"),
     "process-died": (500, "The computing process died"),
     "deadline": (503, "Deadline exceeded"),
     "not-ready": (503, "Not ready"),
-    "no-room": (503, "No room for the body"),
+    "no-room": (503, "No room"),
+    "store-unavailable": (503, "The database does not answer"),
 }
 
 # The only place where engine errors meet HTTP. Children before their base. A Disagreement is missing: no request causes it.

@@ -92,6 +92,8 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *_HEADERS, (b"x-request-id", request_id.encode())]
+                if (budgets := scope["state"].get("budgets")) is not None:
+                    message["headers"] += budgets.headers()
             await send(message)
 
         try:

@@ -26,6 +26,9 @@ class Limits:
     body_seconds: float = 30.0  # until the body must be complete; of one that is no JSON
     body_bytes_per_second: int = 2**20  # that have come, each so many give it a second more
     max_receiving: int = 64  # bodies that may be on their way at once
+    max_run_bytes: int = 16 * 2**20  # JSON body of a run
+    rate_requests: float = 600.0  # of one key in a minute
+    rate_seconds: float = 120.0  # of computing, of one key in a minute
     max_rank: int = 4
     max_binary_bytes: int = 64 * 2**20  # application/octet-stream body
     max_multipart_bytes: int = 2**30  # multipart/form-data body
@@ -61,7 +64,9 @@ class Settings:
     worker_requests: int = 10_000  # a process is replaced after so many requests
     worker_start_seconds: float = 60.0
     allowed_hosts: tuple[str, ...] = ()  # names beside loopback and the bound host; "*" allows any
-    insecure_no_keys: bool = False
+    database_url: str = ""  # empty: SQLite in data_dir
+    database_password_file: Path | None = None  # of PostgreSQL
+    admin_key_file: Path | None = None  # a key of scope admin, to begin with
     limits: Limits = Limits()
     worker_command: tuple[str, ...] = (sys.executable, "-P", "-m", "service.compute")  # not read from the environment
 
@@ -77,12 +82,12 @@ class Settings:
         return (*LOOPBACK_NAMES, bound.lower(), *(name.lower() for name in self.allowed_hosts))
 
 
-def check_binding(settings: Settings) -> None:
-    """Refuse to listen beyond this machine, as long as there are no keys, unless told so. Raises SettingsError."""
-    if not is_loopback(settings.host) and not settings.insecure_no_keys:
+def check_binding(settings: Settings, has_keys: bool) -> None:
+    """Refuse to listen beyond this machine as long as there is no key. Raises SettingsError."""
+    if not is_loopback(settings.host) and not has_keys:
         raise SettingsError(
-            f"refusing to listen on {settings.host}: there are no keys, so anybody who reaches that address could use the service. "
-            f"Listen on 127.0.0.1, or set {PREFIX}INSECURE_NO_KEYS=true if something else guards it."
+            f"refusing to listen on {settings.host}: there is no key, so anybody who reaches that address could use the service. "
+            f"Listen on 127.0.0.1, or make a key: softgauge keys create --name NAME --scope admin"
         )
 
 
@@ -147,6 +152,8 @@ def _up_to(most: int) -> Callable[[str], int]:
 _READERS: dict[type, Callable[[str], Any]] = {bool: _boolean, int: _positive_int, float: _positive_float, str: str, Path: Path}
 _SPECIAL: dict[str, Callable[[str], Any]] = {
     "port": _port,
+    "database_password_file": Path,
+    "admin_key_file": Path,
     "allowed_hosts": _names,
     "audit_logits": _natural,
     "max_rank": _up_to(4),

@@ -213,6 +213,37 @@ def load(path: Path, baseline: str | None = None) -> Suite:
     return Suite(path, root, there, tuple(cases.values()), table.policy.model_dump())
 
 
+def given(raw: Mapping[str, Any]) -> Suite:
+    """A suite that came without a folder, and names no files. Raises SuiteError."""
+    where = "suite"
+    try:
+        table = SuiteTable.model_validate(raw)
+    except ValidationError as error:
+        rows = [_complaint(row, raw) for row in error.errors(include_url=False)[:_LISTED]]
+        raise SuiteError("; ".join(f"{where}: {row}" for row in rows)) from None
+    named = [kind for kind in _FILES for row in (raw.get("defaults", {}), *raw.get("case", ())) if row.get(kind) is not None]
+    if table.include or named:
+        stray = "include" if table.include else named[0]
+        raise SuiteError(
+            f"{where}: {stray} names a file, and there are none here: `softgauge check --url` runs a suite beside them"
+        )
+    cases: dict[str, Case] = {}
+    for index, row in enumerate(raw.get("case", ())):
+        for case in _resolved(row, raw.get("defaults", {}), _NOWHERE, _NOWHERE, f"{where}: case {index} ({row['name']})"):
+            if case.name in cases:
+                raise SuiteError(f"{where}: two cases are named {case.name}; a name is of one case")
+            cases[case.name] = case
+            if len(cases) > MOST_CASES:
+                raise SuiteError(f"{where}: more than {MOST_CASES} cases; split the suite")
+    if not cases:
+        raise SuiteError(f"{where} has no cases: add one to `case`")
+    return Suite(_NOWHERE, _NOWHERE, _NOWHERE, tuple(cases.values()), table.policy.model_dump())
+
+
+_NOWHERE = Path("/nowhere")
+"""Where the paths of a suite without files lead."""
+
+
 def _root(folder: Path) -> Path:
     """The repository that a folder is in; the folder itself where it is in none."""
     return next((parent for parent in (folder, *folder.parents) if (parent / ".git").exists()), folder)

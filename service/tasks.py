@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 import engine
-from service import repro, schemas, tensors
+from service import baseline, repro, run_schemas, runs, schemas, suite, tensors
+from service import check as checking
 from service.errors import Finding, Problem, engine_errors, misfit, place, shown
 from service.settings import Limits
 
@@ -28,6 +29,8 @@ Request = TypeVar("Request", bound=BaseModel)
 # The way out of a request that takes too much time or memory.
 ASK_LESS: Mapping[str, str] = {
     "evaluate": "ask for fewer rows, formats or variants; `softgauge evaluate` computes without a server and its limits",
+    "run": "send fewer cases, or run the suite yourself: `softgauge check --url` does, and posts what came of it",
+    "check": "send fewer cases, or run the suite yourself: `softgauge check --url` does, and posts what came of it",
     "thresholds": "ask for a smaller n or another summation; `softgauge thresholds` computes without a server and its limits",
     "tolerance": "give fewer rows, or n alone; `softgauge tolerance` has no such limits",
     "truth": "ask for fewer rows or digits, or `import engine` and call certify",
@@ -238,7 +241,73 @@ def _check_algorithm(op: str, parameters: Mapping[str, object], pointer: str) ->
 
 _GATE_PARAMETER = "is no parameter of a policy; that is a finite number or a string under a short name: /v1/policies lists them"
 
+
+def run(body: Given, limits: Limits, announce: Announce) -> bytes:
+    """The run of a POST to runs or check: a line of JSON that says what else was asked, and a line for each case.
+
+    announce: told the estimated seconds before a suite is run. Raises Problem.
+    """
+    return _run(parse(run_schemas.RunRequest, body, limits), limits, announce)
+
+
+def check(body: Given, limits: Limits, announce: Announce) -> bytes:
+    """As `run`, with what is asked of a comparison. Raises Problem."""
+    return _run(parse(run_schemas.CheckRequest, body, limits), limits, announce)
+
+
+def _run(asked: run_schemas.RunRequest, limits: Limits, announce: Announce) -> bytes:
+    if (asked.cases is None) == (asked.suite is None):
+        rule = "a run has either `cases`, measured elsewhere, or a `suite`, to be run here"
+        raise _invalid(limits, Finding("/suite" if asked.suite is not None else "/cases", rule))
+    head = asked.model_dump(exclude={"cases", "suite"}, by_alias=True)
+    head["engine"] = head["engine"] or {"version": engine.VERSION, "schema": engine.SCHEMA, "fingerprint": engine.fingerprint()}
+    if asked.cases is not None:
+        announce(0.0)
+        results = _posted(asked.cases, limits)
+    else:
+        results, treatments = _computed(asked.suite or {}, limits, announce)
+        head |= {"policy": head["policy"] or treatments} if "policy" in head else {}
+    return b"\n".join((_written(head), *runs.lines(results)))
+
+
+def _posted(cases: Sequence[run_schemas.CaseModel], limits: Limits) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for index, case in enumerate(cases):
+        if case.name in results:
+            raise _invalid(
+                limits, Finding(f"/cases/{index}/name", f"two cases are named {shown(case.name)}; a name is of one case")
+            )
+        with engine_errors(f"/cases/{index}/rules", invalid=f"/cases/{index}/rules"):
+            try:
+                results[case.name] = runs.result(case)
+            except baseline.Lacking as error:
+                lacking = f"{shown(case.name)} has no {error}, which every entry of this schema has"
+                raise _invalid(limits, Finding(f"/cases/{index}/entry/figures", lacking)) from None
+            except OverflowError:
+                far = f"{shown(case.name)} has a figure beyond any float64"
+                raise _invalid(limits, Finding(f"/cases/{index}/entry/figures", far)) from None
+    return results
+
+
+def _computed(raw: dict[str, Any], limits: Limits, announce: Announce) -> tuple[dict[str, Any], Mapping[str, str]]:
+    try:
+        given = suite.given(raw)
+        elements = sum(case.rows * case.n for case in given.cases)
+        _at_most(elements, limits.max_elements, "max_elements", "logits of all cases together", "/suite")
+        seconds = sum(checking.estimate(case) for case in given.cases)
+        _admit(seconds, limits, announce, ASK_LESS["run"])
+        return dict(checking.run(given, given.cases, checking.NOTHING).results), given.treatments
+    except suite.SuiteError as error:
+        raise _invalid(limits, Finding("/suite", str(error)[:2000])) from None
+    except engine.Disagreement:
+        raise
+    except engine.EngineError as error:
+        raise _invalid(limits, Finding("/suite", str(error))) from None
+
+
 TASKS: Mapping[str, Task] = {
+    "run": run,
+    "check": check,
     "evaluate": evaluate,
     "truth": truth,
     "thresholds": thresholds,

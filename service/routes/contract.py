@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import logging
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -11,7 +14,10 @@ from pydantic import BaseModel
 
 from service import doors
 from service.errors import KINDS, MEDIA_TYPE, Finding, Problem, quoted
+from service.store import Conflict, Full, KeyReused, Missing, StoreError, Unavailable
 from service.tasks import ASK_LESS
+
+LOG = logging.getLogger("softgauge.error")
 
 REF = "#/components/schemas/{model}"
 
@@ -90,12 +96,84 @@ async def only_known(request: Request) -> None:
             raise Problem("invalid", detail, (Finding(name[:64], detail),))
 
 
-def returns(model: type[BaseModel] | None, *statuses: int, example: Any = None) -> dict[int | str, dict[str, Any]]:
-    """The responses of a route: the model, and a problem document for each of the statuses and for a Host not served (400)."""
-    success: dict[str, Any] = {"description": "OK"} | ({"model": model} if model else {})
+def json_body(model: type[BaseModel], examples: dict[str, dict[str, Any]], key: str | None = None) -> dict[str, Any]:
+    """The openapi_extra of a route that takes this model as JSON alone. key: the header that makes it a write done once."""
+    schema = {"$ref": REF.format(model=model.__name__)}
+    told: dict[str, Any] = {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema, "examples": examples}}}
+    }
+    if key is not None:
+        header = {"name": key, "in": "header", "required": False, "description": _ONCE, "example": "9f1c7a52"}
+        told["parameters"] = [{**header, "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]*$"}}]
+    return told
+
+
+_ONCE = "A name of the client's own for this request: where it is asked again, the answer is the same, and nothing is done twice."
+
+
+def acceptable(request: Request, kinds: Sequence[str]) -> str:
+    """Which of the kinds the client would rather have, the first where it does not say (RFC 9110, 12.5.1). Raises Problem."""
+    given = ",".join(request.headers.getlist("accept")) or "*/*"
+    wanted = [_range(part) for part in given.split(",")[:32]]
+    best, chosen = 0.0, None
+    for kind in kinds:
+        fits = [row for row in wanted if row[0] in (kind, "*/*", f"{kind.partition('/')[0]}/*")]
+        quality = max(fits, key=lambda row: row[0].count("*") * -1)[1] if fits else 0.0  # the most specific counts
+        if quality > best:
+            best, chosen = quality, kind
+    if chosen is None:
+        detail = f"this is to be had as {', '.join(kinds)}, not as {quoted(given)}"
+        raise Problem("not-acceptable", detail, (Finding("Accept", detail),))
+    return chosen
+
+
+def _range(part: str) -> tuple[str, float]:
+    """A media range, and its quality."""
+    kind, _, rest = part.partition(";")
+    quality = re.search(r"(?:^|;)\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*(?:;|$)", rest)
+    return kind.strip().lower(), min(1.0, float(quality[1])) if quality else 1.0
+
+
+_STORE_KINDS: tuple[tuple[type[StoreError], str], ...] = (
+    (Missing, "not-found"),
+    (Conflict, "conflict"),
+    (KeyReused, "invalid"),
+    (Full, "no-room"),
+    (Unavailable, "store-unavailable"),
+)
+
+
+@contextlib.contextmanager
+def storing(named: str | None = None) -> Iterator[None]:
+    """Turns what the store raises into its problem. named: the field of a body that names what is looked for. Raises Problem."""
+    try:
+        yield
+    except StoreError as error:
+        kind = next((kind for parent, kind in _STORE_KINDS if isinstance(error, parent)), None)
+        if kind is None:  # what was kept is not what it was
+            raise
+        if kind == "not-found" and named is not None:
+            raise Problem("invalid", str(error), (Finding(named, str(error)),)) from None
+        headers = {"Retry-After": "5"} if kind in ("no-room", "store-unavailable") else {}
+        if headers:
+            LOG.error("%s", error)
+        place = (Finding("Idempotency-Key", str(error)),) if kind == "invalid" else ()
+        raise Problem(kind, str(error), place, headers) from None
+
+
+def returns(
+    model: Any, *statuses: int, example: Any = None, success: int = 200, also: Sequence[str] = ()
+) -> dict[int | str, dict[str, Any]]:
+    """The responses of a route: the model, and a problem document for each of the statuses and for a Host not served (400).
+
+    success: the status of the first; also: media types that it has beside JSON.
+    """
+    told: dict[str, Any] = {"description": {200: "OK", 201: "Created", 204: "Done"}[success]} | ({"model": model} if model else {})
+    content: dict[str, Any] = {kind: {"schema": {"type": "string"}} for kind in also}
     if example is not None:
-        success["content"] = {"application/json": {"example": example}}
-    return {200: success, **{status: problem(status) for status in sorted({400, *statuses})}}
+        content["application/json"] = {"example": example}
+    told |= {"content": content} if content else {}
+    return {success: told, **{status: problem(status) for status in sorted({400, *statuses})}}
 
 
 _FLOAT17 = (
@@ -106,6 +184,10 @@ _EXAMPLES = {
     row.status: row
     for row in (
         Problem("malformed", "the body is not JSON: Expecting value at line 1, column 1"),
+        Problem("unauthorized", "this needs a key: Authorization: Bearer sg_...; `softgauge keys create` makes one"),
+        Problem("not-found", "no project 'attention'; there are softmax, xent; a project is made by its first run"),
+        Problem("not-acceptable", "this is to be had as application/json, text/markdown, not as 'text/html'"),
+        Problem("conflict", "the request with this Idempotency-Key is not answered yet; ask again in a moment"),
         Problem(
             "origin-not-allowed", "origin 'http://example.org' is not this service; browsers may write from its own pages only"
         ),
