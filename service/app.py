@@ -25,8 +25,8 @@ from service.errors import Finding, Problem, from_status, misfit
 from service.guard import Guard, Meters, Protocol, respond
 from service.routes import catalogue, evaluate, health, keys, projects, reports, thresholds, tolerance, truth, verify
 from service.routes.contract import REF, only_known
-from service.settings import Settings, SettingsError, check_binding
-from service.store import Store, StoreError
+from service.settings import Settings, SettingsError, check_binding, secret
+from service.store import Store, StoreError, of
 
 OPENAPI_FILE = Path(__file__).with_name("openapi.json")
 _MAX_HEADER_BYTES = 65536
@@ -55,7 +55,6 @@ _NO_TELEMETRY: TelemetryConfig = {
 def create_app(settings: Settings) -> FastAPI:
     """The application. Its child processes start and end with its lifespan."""
     pool = Pool(settings)
-    store = opened_later(settings)
     app = FastAPI(
         title="Softgauge",
         version=engine.VERSION,
@@ -71,7 +70,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.receiving = 0  # bodies on their way
     app.state.spool = Spool(settings)
-    app.state.store, app.state.budgets, app.state.running = store, access.Budgets(settings.limits), set()
+    app.state.store, app.state.budgets, app.state.running = of(settings), access.Budgets(settings.limits), set()
     app.state.settings, app.state.pool, app.state.meters, app.state.example = settings, pool, Meters(pool), pages.Example()
     computing = (evaluate.router, verify.router, tolerance.router, truth.router, thresholds.router, catalogue.router)
     for router in (*computing, projects.router, reports.router, keys.router):
@@ -165,38 +164,19 @@ def serve(settings: Settings) -> None:
     )
 
 
-def opened_later(settings: Settings) -> Store:
-    """The store that the settings name. Raises SettingsError."""
-    password = None
-    if settings.database_password_file is not None:
-        password = _secret("database_password_file", settings.database_password_file)
-    try:
-        return Store(settings.database_url, settings.data_dir, password)
-    except StoreError as error:
-        raise SettingsError(str(error)) from None
-
-
 def open_store(settings: Settings) -> Store:
     """The store, of the newest schema, with the operator's key in it. Raises SettingsError."""
-    store = opened_later(settings)
+    store = of(settings)
     try:
         store.open()
         if settings.admin_key_file is not None:
-            access.admit_first_key(store, _secret("admin_key_file", settings.admin_key_file))
+            access.admit_first_key(store, secret("admin_key_file", settings.admin_key_file))
     except StoreError as error:
         where = "SOFTGAUGE_DATABASE_URL" if settings.database_url else "SOFTGAUGE_DATA_DIR"
         raise SettingsError(f"{error}; {where} says where runs are kept") from None
     except ValueError as error:
         raise SettingsError(f"SOFTGAUGE_ADMIN_KEY_FILE: {error}") from None
     return store
-
-
-def _secret(name: str, path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise SettingsError(f"SOFTGAUGE_{name.upper()}={str(path)!r} cannot be read: {reason}") from None
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def _hints(answer: Answer) -> Iterator[str]:
         if counts.get(status) and treatment == "fail":
             yield f'{status}: what cannot be compared has not passed: softgauge check --accept --reason "...", or policy.{status}'
         elif counts.get(status) and treatment == "create":
-            yield f"{status}: put into {answer['baseline']}; commit it"
+            yield f"{status}: put into {answer['baseline']}{'' if 'id' in answer else '; commit it'}"
 
 
 def markdown(answer: Answer) -> str:

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import numpy as np
@@ -36,10 +36,13 @@ from rich.text import Text
 import engine
 from service import baseline as baselines
 from service import check as checking
-from service import check_reports, client, files, reports, repro, suite, tensors
+from service import check_reports, client, files, remote, reports, repro, suite, tensors
 from service.errors import quoted
+from service.exits import Failed, Refused
 from service.settings import Limits, Settings, SettingsError
 from service.split import Map, SplitError, split
+
+Result = TypeVar("Result")
 
 LARGEST_STORED = 2**31  # elements of a tensor in a file
 LIMITS = replace(Limits(), max_elements=10_000_000)  # of a tensor that is made here, and of an output larger than its logits
@@ -58,20 +61,23 @@ FAILING = ["unstable", "inaccurate", "unbounded"]
 _SPELLED = {"nan": "NaN", "inf": "Infinity", "infinity": "Infinity"}
 
 
-class Refused(click.ClickException):
-    """What was asked cannot be done; the message names the value, the rule and the way out."""
-
-    exit_code = 2
-
-
-class Failed(click.ClickException):
-    """What was asked could not be finished, through no fault of its own."""
-
-    exit_code = 3
-
-
 class Commands(click.Group):
-    """The group, which tells what was refused from what failed."""
+    """The group, which tells what was refused from what failed, and loads what needs a database only where it is asked for."""
+
+    later = ("keys", "projects")
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command by name."""
+        return sorted([*super().list_commands(ctx), *self.later])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """One of them."""
+        if cmd_name not in self.later:
+            return super().get_command(ctx, cmd_name)
+        from service import admin
+
+        found: click.Command = getattr(admin, cmd_name)
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; end with status 3 on what could not be finished, never with the 1 of --fail-on."""
@@ -447,7 +453,7 @@ def _asked(url: str, problem: engine.Problem, output: tensors.Array, gate: engin
     except (ValueError, TypeError) as error:
         raise Refused(str(error)) from None
     except client.ServiceError as error:
-        raise (Refused if error.status in (400, 413, 415, 422) else Failed)(str(error)) from None
+        raise (Refused if error.status in (400, 401, 403, 413, 415, 422) else Failed)(str(error)) from None
 
 
 def _left_out(name: str, value: object) -> bool:
@@ -457,7 +463,7 @@ def _left_out(name: str, value: object) -> bool:
 
 # ---- softgauge check ---------------------------------------------------------------------------------------------------
 
-_NOT_HERE = "Compare with this baseline.  [default: what the suite says, .softgauge/baseline.json]"
+_NOT_HERE = "Compare with this baseline; with --url its name there.  [default: what the suite says, or default]"
 _ACCEPT = "Make what is there now the baseline; with --reason."
 _TO = "to FILE, or without one to standard output instead of text."
 
@@ -486,7 +492,7 @@ def _report_to(name: str, what: str) -> Callable[[Command], Command]:
 
 @main.command()
 @click.argument("path", metavar="[SUITE]", type=click.Path(path_type=Path), default=Path(suite.SUITE))
-@click.option("--baseline", metavar="FILE", help=_NOT_HERE)
+@click.option("--baseline", metavar="FILE|NAME", help=_NOT_HERE)
 @click.option("--accept", is_flag=True, help=_ACCEPT)
 @click.option("--reason", help="Why the baseline moves; it is kept in the file.")
 @click.option("--by", help="Who moves it.  [default: who is logged in]")
@@ -500,6 +506,13 @@ def _report_to(name: str, what: str) -> Callable[[Command], Command]:
 @_report_to("sarif", "SARIF 2.1.0, of cases that name a source line,")
 @_report_to("svg", "a plot of ULP by case")
 @click.option("--github", is_flag=True, help="Write annotations for GitHub Actions too, and the step's summary.")
+@click.option("--url", help="Keep the run in this service, and compare it there; key: SOFTGAUGE_KEY.")
+@click.option("--project", help="There.  [default: the repository's name]")
+@click.option("--branch", help="There.  [default: what the CI service says, or git]")
+@click.option(
+    "--started-from", metavar="BRANCH", help="Whose baselines hold until the branch has its own.  [default: what CI says]"
+)
+@click.option("--commit", help="There.  [default: what the CI service says, or git]")
 def check(
     path: Path,
     baseline: str | None,
@@ -511,26 +524,35 @@ def check(
     testbed: str,
     processes: int | None,
     github: bool,
+    url: str | None,
+    project: str | None,
+    branch: str | None,
+    started_from: str | None,
+    commit: str | None,
     **reports_asked: str | None,
 ) -> None:
     """Run a suite and compare it with its baseline: 0 pass, 1 regressed or failed, 4 inconclusive or incomparable."""
-    if accept and not (reason or "").strip():
-        raise click.UsageError('--accept needs --reason "...", which is kept beside what moved')
-    if reason is not None and not accept:
-        raise click.UsageError("--reason belongs to --accept")
-    if len([name for name, to in reports_asked.items() if to == "-"]) > 1:
-        raise click.UsageError("only one report goes to standard output: give the others a file, such as --junit=report.xml")
+    _check_options(accept, reason, reports_asked)
+    there = {"--project": project, "--branch": branch, "--started-from": started_from, "--commit": commit}
+    if url is None and (stray := [name for name, value in there.items() if value is not None]):
+        raise click.UsageError(f"{stray[0]} belongs to --url")
     try:
-        given = suite.load(path, baseline)
+        given = suite.load(path, baseline if url is None else None)
         cases = checking.select(given.cases, tags, names)
         if not cases:
             raise suite.SuiteError(f"no case of {path} is chosen: it has {', '.join(case.name for case in given.cases[:8])}, ...")
-        known = baselines.read(given.baseline)
+        place = None
+        if url is not None:
+            place = remote.placed(url, project, baseline, branch, started_from, commit, testbed, given.root)
+        known = baselines.read(given.baseline) if place is None else _there(lambda: remote.known(place))
         many = processes or min(len(os.sched_getaffinity(0)), max(1, len(cases) // FEW_CASES))
         with split(many) as run, _progress("checking") as progress:
             done = checking.run(given, cases, known, testbed, run, progress)
-        told = checking.answer(done, known)
-        moved = _moved(done, known, reason, by) if accept else _created(done, by)
+        if place is not None:
+            told, moved = _kept_there(place, done, len(cases) < len(given.cases), reason if accept else None, by)
+        else:
+            told = checking.answer(done, known)
+            moved = _moved(done, known, reason, by) if accept else _created(done, by)
     except (suite.SuiteError, baselines.BaselineError) as error:
         raise Refused(str(error)) from None
     except OSError as error:
@@ -543,7 +565,39 @@ def check(
     if github:
         _to_github(told)
     if not accept:
-        raise click.exceptions.Exit(checking.EXIT[done.verdict])
+        raise click.exceptions.Exit(checking.EXIT[told["verdict"]])
+
+
+def _check_options(accept: bool, reason: str | None, reports_asked: dict[str, str | None]) -> None:
+    """Whether what is asked of `check` goes together."""
+    if accept and not (reason or "").strip():
+        raise click.UsageError('--accept needs --reason "...", which is kept beside what moved')
+    if reason is not None and not accept:
+        raise click.UsageError("--reason belongs to --accept")
+    if len([name for name, to in reports_asked.items() if to == "-"]) > 1:
+        raise click.UsageError("only one report goes to standard output: give the others a file, such as --junit=report.xml")
+
+
+def _kept_there(
+    place: remote.Place, done: checking.Run, partial: bool, reason: str | None, by: str | None
+) -> tuple[dict[str, Any], str]:
+    """Keep a run in a service: the comparison, and what to say of it; reason: to make it the baseline."""
+    told = _there(lambda: remote.check(place, done, partial))
+    said = f"kept as {told['run']} of project {place.project}: {place.url.rstrip('/')}/v1/reports/{told['id']}\n"
+    if reason is not None:
+        move = _there(lambda: remote.accept(place, told["run"], reason.strip(), _who(by)))
+        said += f"baseline {move['name']} of {move['branch']} points to it; it pointed to {move['was'] or 'nothing'}\n"
+    return told, said
+
+
+def _there(ask: Callable[[], Result]) -> Result:
+    """What a service answers. What it refuses is status 2, what it cannot do 3."""
+    try:
+        return ask()
+    except ValueError as error:  # of a URL or a key
+        raise Refused(str(error)) from None
+    except client.ServiceError as error:
+        raise (Refused if error.status in (400, 401, 403, 404, 409, 413, 415, 422) else Failed)(str(error)) from None
 
 
 FEW_CASES = 24

@@ -36,7 +36,7 @@ from numbers import Integral, Real
 from typing import IO, Any, NamedTuple, Union
 from urllib.parse import urlsplit
 
-__all__ = ["ServiceError", "UnexpectedVerdict", "assert_verdict", "report", "serving", "verify"]
+__all__ = ["ServiceError", "UnexpectedVerdict", "assert_verdict", "call", "report", "serving", "verify"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 VERDICTS = ("pass", "fail", "inconclusive")
@@ -176,10 +176,43 @@ def verify(
     if sample is not None:
         request["sample"] = _plain("sample", sample if isinstance(sample, Mapping) else {"rows": sample})
     kind, body = _multipart(json.dumps(request, allow_nan=False).encode(), tensors)
+    headers = {"Content-Type": kind, "Accept": "application/json", **_bearer(key)}
+    url = _checked_url(url)
+    found = _read(url, *_asked(url, "POST", "/v1/verify", headers, body, timeout))
+    if not isinstance(found, dict) or found.get("verdict") not in VERDICTS:
+        raise ServiceError("No verdict", f"what answers at {url} is no Softgauge service with /v1/verify")
+    return found
+
+
+def call(
+    method: str,
+    path: str,
+    request: object = None,
+    *,
+    url: str | None = None,
+    key: str | None = None,
+    once: str | None = None,
+    timeout: float = 60.0,
+) -> Any:
+    """What any route of a service answers in JSON, such as call("GET", "/v1/projects").
+
+    request: the body, of plain data. once: an Idempotency-Key of 1 to 255 characters: where no answer comes, the request is sent
+    again, and the service does nothing twice. The rest is as for verify, and so is what is raised.
+    """
+    body = [] if request is None else [json.dumps(request, allow_nan=False).encode()]
+    headers = {"Accept": "application/json", **_bearer(key)}
+    headers.update({"Content-Type": "application/json"} if body else {})
+    headers.update({"Idempotency-Key": once} if once is not None else {})
+    url = _checked_url(url)
+    return _read(url, *_asked(url, method, path, headers, body, timeout, repeated=once is not None or method == "GET"))
+
+
+def _bearer(key: str | None) -> dict[str, str]:
+    """The header that says who asks."""
     key = (key or os.environ.get("SOFTGAUGE_KEY") or "").strip()  # one read from a file ends with a newline
     if not (key.isascii() and (key + " ").isprintable()):
         raise ValueError("the key has characters that no header takes: give it as the service has it, in one line of ASCII")
-    return _asked(_checked_url(url), key, kind, body, timeout)
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def report(answer: Mapping[str, Any]) -> str:
@@ -457,27 +490,43 @@ def _connection(url: str, timeout: float) -> tuple[http.client.HTTPConnection, s
     return kind(parts.hostname or "", parts.port or kind.default_port, timeout=timeout), parts.path
 
 
-def _asked(url: str, key: str, kind: str, body: Sequence[Buffer], timeout: float) -> dict[str, Any]:
-    """The answer of /v1/verify; a service that is busy is asked again when it says. Raises ServiceError."""
-    headers = {"Content-Type": kind, "Content-Length": str(sum(map(len, body))), "Accept": "application/json"}
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
+def _asked(
+    url: str,
+    method: str,
+    path: str,
+    headers: dict[str, str],
+    body: Sequence[Buffer],
+    timeout: float,
+    repeated: bool = False,
+) -> tuple[int, http.client.HTTPMessage, bytes]:
+    """Status, headers and body of an answer; a service that is busy is asked again when it says. Raises ServiceError.
+
+    repeated: one that does not answer is asked again too, since nothing is done twice.
+    """
+    headers = {**headers, **({"Content-Length": str(sum(map(len, body)))} if body else {})}
     for again in reversed(range(TRIES)):
         try:
-            status, said, text = _exchange(url, headers, body, timeout)
-        except socket.timeout:  # TimeoutError from Python 3.10 on
-            advice = "give a longer timeout, or post fewer rows at a time"
-            raise ServiceError("No answer", f"{url} was silent for {timeout:g} s; {advice}") from None
-        except ConnectionRefusedError:
-            advice = "start one with `softgauge serve`, or name another by url= or SOFTGAUGE_URL"
-            raise ServiceError("No service", f"nothing listens at {url}; {advice}") from None
+            status, said, text = _exchange(url, method, path, headers, body, timeout)
         except (OSError, http.client.HTTPException) as error:
-            raise ServiceError("No answer", f"{url}: {type(error).__name__} {error}".rstrip()) from None
+            if not again or not repeated:
+                raise _silence(url, error, timeout) from None
+            time.sleep(2.0 ** (TRIES - 2 - again))  # 1, 2, 4, 8 s
+            continue
         wait = said.get("Retry-After", "")
-        if status not in (429, 503) or not again or not wait.isdecimal() or int(wait) > LONGEST_WAIT:
+        if status not in (429, 503, *((409,) if repeated else ())) or not again or not wait.isdecimal() or int(wait) > LONGEST_WAIT:
             break
         time.sleep(int(wait))
-    return _read(url, status, said, text)
+    return status, said, text
+
+
+def _silence(url: str, error: Exception, timeout: float) -> ServiceError:
+    """Why there was no answer."""
+    if isinstance(error, socket.timeout):  # TimeoutError from Python 3.10 on
+        return ServiceError("No answer", f"{url} was silent for {timeout:g} s; give a longer timeout, or post fewer rows at a time")
+    if isinstance(error, ConnectionRefusedError):
+        advice = "start one with `softgauge serve`, or name another by url= or SOFTGAUGE_URL"
+        return ServiceError("No service", f"nothing listens at {url}; {advice}")
+    return ServiceError("No answer", f"{url}: {type(error).__name__} {error}".rstrip())
 
 
 def _pieces(body: Sequence[Buffer]) -> Iterator[memoryview]:
@@ -488,7 +537,7 @@ def _pieces(body: Sequence[Buffer]) -> Iterator[memoryview]:
 
 
 def _exchange(
-    url: str, headers: Mapping[str, str], body: Sequence[Buffer], timeout: float
+    url: str, method: str, path: str, headers: Mapping[str, str], body: Sequence[Buffer], timeout: float
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
     """One request and its answer: status, headers, body."""
     connection, prefix = _connection(url, timeout)
@@ -496,24 +545,24 @@ def _exchange(
         connection.connect()
         # A service that refuses a body answers before it has all of it, and that answer is wanted.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            connection.request("POST", f"{prefix}/v1/verify", _pieces(body), headers)
+            connection.request(method, f"{prefix}{path}", _pieces(body) if body else None, headers)
         response = connection.getresponse()
         return response.status, response.headers, response.read()
 
 
-def _read(url: str, status: int, headers: http.client.HTTPMessage, text: bytes) -> dict[str, Any]:
+def _read(url: str, status: int, headers: http.client.HTTPMessage, text: bytes) -> Any:
     """The answer, or ServiceError of a problem document (RFC 9457) or of whatever else it is."""
     try:
-        found = json.loads(text)
+        found = json.loads(text) if text else {}
     except ValueError:
         found = None
-    if status == 200 and isinstance(found, dict) and found.get("verdict") in VERDICTS:
+    if 200 <= status < 300 and found is not None:
         return found
     if headers.get_content_type() == "application/problem+json" and isinstance(found, dict):
         raise ServiceError(found.get("title", "Refused"), found.get("detail", ""), status, found.get("errors", ()))
     if 300 <= status < 400:
         raise ServiceError("Redirected", f"{url} points to {headers.get('Location')}, which is not followed; give that URL", status)
-    raise ServiceError("No verdict", f"what answers at {url} is no Softgauge service with /v1/verify", status)
+    raise ServiceError("No verdict", f"what answers at {url} is no Softgauge service", status)
 
 
 def _is_ready(url: str) -> bool:

@@ -91,6 +91,15 @@ def check_binding(settings: Settings, has_keys: bool) -> None:
         )
 
 
+def secret(name: str, path: Path) -> str:
+    """What a file of a setting holds, without spaces around it. Raises SettingsError."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise SettingsError(f"SOFTGAUGE_{name.upper()}={str(path)!r} cannot be read: {reason}") from None
+
+
 def is_loopback(host: str) -> bool:
     """Whether an address to listen on is reachable from this machine only."""
     try:

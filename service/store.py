@@ -27,6 +27,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from service.settings import Settings, SettingsError, secret
+
 FILE = "softgauge.db"
 OBJECTS = "objects"
 PAGE = 50
@@ -795,6 +797,17 @@ class Store:
         """A transaction, which commits at the end of the block. On SQLite nobody else writes meanwhile."""
         with _failures(), self._engine.begin() as connection:
             yield connection
+
+
+def of(settings: Settings) -> Store:
+    """The store that the settings name, not yet open. Raises SettingsError."""
+    password = None
+    if settings.database_password_file is not None:
+        password = secret("database_password_file", settings.database_password_file)
+    try:
+        return Store(settings.database_url, settings.data_dir, password)
+    except StoreError as error:
+        raise SettingsError(str(error)) from None
 
 
 def migrations() -> Config:

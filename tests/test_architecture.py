@@ -22,8 +22,9 @@ LAYERS = {
     "engine": """errors, model < figures, registry < formats, ops < parameters, plain, summation, elementary < recorder
         < arithmetic, bounds < variants, truth, inputs < measurement, screen, params < metrics, faults < survey, policies, mutants
         < outcome < limits, paper, sweep, compare, diagnosis, sampling < verdict < repro, tolerances < codec < __init__""",
-    "service": """__init__ < client, reports, settings, errors, logs, split < files < tensors, repro, suite, check_reports
-        < baseline < check < schemas, doors < tasks < compute < guard < bodies < routes, pages < app < cli""",
+    "service": """__init__ < client, reports, settings, errors, logs, split, exits < files, store < tensors, repro, suite, check_reports,
+        access, history < baseline, admin < check < schemas, run_schemas, doors < runs < tasks, remote < compute < guard < bodies
+        < routes, pages < app < cli""",
 }
 RANKS = {
     package: {name.strip(): rank for rank, layer in enumerate(text.split("<")) for name in layer.split(",")}
@@ -36,7 +37,7 @@ IMPURE = set(
         r"\w+",
         """asyncio concurrent ctypes datetime fileinput glob http importlib io logging mmap multiprocessing os pathlib pickle
         random secrets select shutil signal socket sqlite3 ssl subprocess tempfile threading time urllib uuid
-        click fastapi httpx jinja2 prometheus_client pydantic rich safetensors starlette uvicorn""",
+        alembic click fastapi httpx jinja2 prometheus_client psycopg pydantic rich safetensors sqlalchemy starlette uvicorn""",
     )
 )
 IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "breakpoint"}
