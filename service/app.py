@@ -44,6 +44,8 @@ _TAGS = [
     {"name": "runs", "description": "Runs of suites, baselines, comparisons, reports and history, by project."},
     {"name": "operation", "description": "Health, metrics and keys."},
 ]
+_KEYS = """A key that `softgauge keys create` made, of the scope that is named: read, write (which may read) or admin (which may do
+everything). On loopback none is needed."""
 _NO_TELEMETRY: TelemetryConfig = {
     "tracing": False,
     "metrics": False,
@@ -125,11 +127,16 @@ def openapi(app: FastAPI) -> dict[str, Any]:
             (schemas.Problem, "serialization")
         ]
         _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]  # a list of literal pairs
-        components = document.setdefault("components", {}).setdefault("schemas", {})
-        components.update(definitions["$defs"])
+        components = document.setdefault("components", {})
+        components.setdefault("schemas", {}).update(definitions["$defs"])
         for model in schemas.REQUESTS:
-            components[model.__name__]["properties"]["op"]["enum"] = [row["name"] for row in engine.catalogue("ops")]
+            components["schemas"][model.__name__]["properties"]["op"]["enum"] = [row["name"] for row in engine.catalogue("ops")]
         document["servers"] = [{"url": "/"}]
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": _KEYS}}
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                scope = access.ACCESS.get(operation["operationId"], "admin")
+                operation["security"] = [] if scope is None else [{"key": [scope]}, {}]
         shown = document["paths"]["/v1/verify"]["post"]["responses"]["200"]["content"]["application/json"]
         shown["example"] = schemas.VERIFY_ANSWER  # FastAPI leaves out the nulls of an example
         app.openapi_schema = document

@@ -129,12 +129,6 @@ def _positive_float(text: str) -> float:
     return value
 
 
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false", "1", "0"):
-        raise ValueError("must be true or false")
-    return text.lower() in ("true", "1")
-
-
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
@@ -158,7 +152,7 @@ def _up_to(most: int) -> Callable[[str], int]:
     return read
 
 
-_READERS: dict[type, Callable[[str], Any]] = {bool: _boolean, int: _positive_int, float: _positive_float, str: str, Path: Path}
+_READERS: dict[type, Callable[[str], Any]] = {int: _positive_int, float: _positive_float, str: str, Path: Path}
 _SPECIAL: dict[str, Callable[[str], Any]] = {
     "port": _port,
     "database_password_file": Path,

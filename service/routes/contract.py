@@ -161,19 +161,23 @@ def storing(named: str | None = None) -> Iterator[None]:
         raise Problem(kind, str(error), place, headers) from None
 
 
-def returns(
-    model: Any, *statuses: int, example: Any = None, success: int = 200, also: Sequence[str] = ()
-) -> dict[int | str, dict[str, Any]]:
-    """The responses of a route: the model, and a problem document for each of the statuses and for a Host not served (400).
+_OF_KEYS = (401, 403, 429, 503)
 
-    success: the status of the first; also: media types that it has beside JSON.
+
+def returns(
+    model: Any, *statuses: int, example: Any = None, success: int = 200, also: Sequence[str] = (), free: bool = False
+) -> dict[int | str, dict[str, Any]]:
+    """The responses of a route: the model, and a problem document for each of the statuses, for a Host not served (400), and for
+    what a key can meet.
+
+    success: the status of the first; also: media types that it has beside JSON; free: no key is ever needed.
     """
     told: dict[str, Any] = {"description": {200: "OK", 201: "Created", 204: "Done"}[success]} | ({"model": model} if model else {})
     content: dict[str, Any] = {kind: {"schema": {"type": "string"}} for kind in also}
     if example is not None:
         content["application/json"] = {"example": example}
     told |= {"content": content} if content else {}
-    return {success: told, **{status: problem(status) for status in sorted({400, *statuses})}}
+    return {success: told, **{status: problem(status) for status in sorted({400, *(() if free else _OF_KEYS), *statuses})}}
 
 
 _FLOAT17 = (

@@ -15,7 +15,7 @@ from service.store import Store, now
 from service.tasks import parse
 
 router = APIRouter(prefix="/v1/keys", tags=["operation"], default_response_class=JSONResponse)
-_STATUSES = (400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503)
+_STATUSES = (404, 408, 413, 415, 422, 500)
 
 
 @router.get("", operation_id="list_keys", summary="Keys", responses=returns(run_schemas.KeysResponse, *_STATUSES))

@@ -36,8 +36,8 @@ Name = Annotated[
 Branch = Annotated[str | None, Query(pattern=rf"^{run_schemas.BRANCH}$", max_length=200, description="Only of this branch.")]
 Cursor = Annotated[str | None, Query(pattern=r"^[0-9a-f]{1,15}$", max_length=15, description="The `next` of the page before.")]
 Limit = Annotated[int, Query(ge=1, le=200, description="Rows of a page.")]
-_WRITES = (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503)
-_READS = (400, 401, 403, 404, 422, 429, 500, 503)
+_WRITES = (404, 408, 409, 413, 415, 422, 500)
+_READS = (404, 422, 500)
 
 
 # ---- runs ---------------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ KINDS = {
     operation_id="read_report",
     summary="The report on a run or a comparison",
     response_class=Response,
-    responses=returns(run_schemas.ReportResponse, 401, 403, 404, 406, 422, 429, 500, 503, also=tuple(KINDS)[1:]),
+    responses=returns(run_schemas.ReportResponse, 404, 406, 422, 500, also=tuple(KINDS)[1:]),
 )
 async def read_report(
     request: Request,

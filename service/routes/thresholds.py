@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service import guard
+from service import bodies
 from service.routes.contract import returns
 from service.schemas import THRESHOLDS_ANSWER, ThresholdsQuery, ThresholdsResponse
 
@@ -22,5 +22,4 @@ router = APIRouter(tags=["compute"])
 )
 async def thresholds(request: Request, query: Annotated[ThresholdsQuery, Query()]) -> Response:
     """The last logit, gap or count up to which results can be used, and what comes out at the next, tried and not estimated."""
-    answer = request.app.state.pool.answer("thresholds", query.model_dump_json().encode(), guard.request_id(request))
-    return Response(await guard.unless_gone(request, answer), media_type="application/json")
+    return Response(await bodies.computed(request, "thresholds", query.model_dump_json().encode()), media_type=bodies.JSON)

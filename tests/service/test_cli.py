@@ -1020,15 +1020,12 @@ def test_variants_of_no_op():
 
 
 @pytest.fixture
-def listened(monkeypatch):
+def listened(monkeypatch, tmp_path):
     """The settings that the service was started with; it does not listen."""
     found = []
-
-    def serve(settings):
-        service.app.check_binding(settings)
-        found.append(settings)
-
-    monkeypatch.setattr(service.app, "serve", serve)
+    monkeypatch.setenv("SOFTGAUGE_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(service.app.logs, "to_stderr", lambda: None)
+    monkeypatch.setattr(service.app.uvicorn, "run", lambda app, **options: found.append(app.state.settings))
     return found
 
 
@@ -1043,9 +1040,10 @@ def test_serve_refuses_an_address_that_others_reach(listened):
     done = run("serve", "--host", "0.0.0.0")
     assert done.exit_code == 2
     assert "refusing to listen on 0.0.0.0" in done.stderr
-    assert "SOFTGAUGE_INSECURE_NO_KEYS=true" in done.stderr
+    assert "softgauge keys create" in done.stderr
     assert not listened
-    assert run("serve", "--host", "0.0.0.0", env={"SOFTGAUGE_INSECURE_NO_KEYS": "true"}).exit_code == 0
+    assert run("keys", "create", "--name", "first", "--scope", "admin").exit_code == 0
+    assert run("serve", "--host", "0.0.0.0").exit_code == 0
     assert listened[0].host == "0.0.0.0"
 
 
@@ -1067,7 +1065,8 @@ def test_serve_on_a_busy_port_is_one_clear_sentence(listened):
     ("arguments", "env", "saying"),
     [
         ((), {"SOFTGAUGE_PORT": "http"}, "SOFTGAUGE_PORT='http' cannot be read"),
-        ((), {"SOFTGAUGE_INSECURE_NO_KEYS": "yes"}, "must be true or false"),
+        ((), {"SOFTGAUGE_DATABASE_URL": "mysql://db/x"}, "SQLite and PostgreSQL are what there is"),
+        ((), {"SOFTGAUGE_ADMIN_KEY_FILE": "nowhere"}, "SOFTGAUGE_ADMIN_KEY_FILE='nowhere' cannot be read"),
         (("--port", "65536"), {}, "65536"),
         (("now",), {}, "unexpected extra argument"),
     ],

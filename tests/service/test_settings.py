@@ -7,14 +7,14 @@ import pytest
 
 from engine.ops import MAX_RANK
 from engine.outcome import MAX_DIGITS, MAX_WORST
-from service.settings import Limits, Settings, SettingsError, check_binding
+from service.settings import Limits, Settings, SettingsError, check_binding, secret
 
 
 def test_nothing_set_listens_on_loopback():
     settings = Settings.from_environment({})
     assert settings == Settings()
     assert settings.host == "127.0.0.1"
-    check_binding(settings)
+    check_binding(settings, has_keys=False)
 
 
 def test_every_kind_of_value_is_read():
@@ -24,7 +24,10 @@ def test_every_kind_of_value_is_read():
         "SOFTGAUGE_DATA_DIR": "elsewhere",
         "SOFTGAUGE_WORKERS": "3",
         "SOFTGAUGE_ALLOWED_HOSTS": "one.example, two.example",
-        "SOFTGAUGE_INSECURE_NO_KEYS": "true",
+        "SOFTGAUGE_DATABASE_URL": "postgresql://db/softgauge",
+        "SOFTGAUGE_DATABASE_PASSWORD_FILE": "secret",
+        "SOFTGAUGE_ADMIN_KEY_FILE": "key",
+        "SOFTGAUGE_RATE_SECONDS": "2.5",
         "SOFTGAUGE_MAX_DIGITS": "50",
         "SOFTGAUGE_WAIT_SECONDS": "0.5",
         "UNRELATED": "1",
@@ -32,8 +35,9 @@ def test_every_kind_of_value_is_read():
     settings = Settings.from_environment(environ)
     assert (settings.host, settings.port, settings.data_dir, settings.workers) == ("localhost", 0, Path("elsewhere"), 3)
     assert settings.allowed_hosts == ("one.example", "two.example")
-    assert settings.insecure_no_keys is True
-    assert settings.limits == Limits(max_digits=50, wait_seconds=0.5)
+    assert settings.database_url == "postgresql://db/softgauge"
+    assert (settings.database_password_file, settings.admin_key_file) == (Path("secret"), Path("key"))
+    assert settings.limits == Limits(max_digits=50, wait_seconds=0.5, rate_seconds=2.5)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +47,7 @@ def test_every_kind_of_value_is_read():
         ("PORT", "65536"),
         ("WORKERS", "0"),
         ("WORKERS", "two"),
-        ("INSECURE_NO_KEYS", "maybe"),
+        ("RATE_REQUESTS", "0"),
         ("WAIT_SECONDS", "nan"),
         ("WAIT_SECONDS", "inf"),
         ("MAX_BODY_BYTES", "-1"),
@@ -77,15 +81,24 @@ def test_what_a_child_runs_does_not_come_from_the_environment():
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "softgauge.example"])
-def test_another_address_than_loopback_needs_a_word(host):
-    with pytest.raises(SettingsError, match="SOFTGAUGE_INSECURE_NO_KEYS=true"):
-        check_binding(Settings(host=host))
-    check_binding(Settings(host=host, insecure_no_keys=True))
+def test_another_address_than_loopback_needs_a_key(host):
+    with pytest.raises(SettingsError, match="softgauge keys create"):
+        check_binding(Settings(host=host), has_keys=False)
+    check_binding(Settings(host=host), has_keys=True)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_loopback_needs_none(host):
-    check_binding(Settings(host=host))
+    check_binding(Settings(host=host), has_keys=False)
+
+
+@pytest.mark.parametrize("text", [None, b"\xff"])
+def test_a_secret_that_cannot_be_read_is_named(tmp_path, text):
+    path = tmp_path / "key"
+    if text is not None:
+        path.write_bytes(text)
+    with pytest.raises(SettingsError, match=r"SOFTGAUGE_ADMIN_KEY_FILE=.*cannot be read"):
+        secret("admin_key_file", path)
 
 
 def test_settings_are_frozen():
