@@ -28,7 +28,7 @@ def text(answer: Answer) -> str:
         lines.append(f"  {case['status']}: {case['case']}{_ulps(case)}")
         lines += [f"    {sentence}" for sentence in sentences(case)]
     lines += [f"  {hint}" for hint in _hints(answer)]
-    return _clean("\n".join(lines)) + "\n"
+    return plain("\n".join(lines)) + "\n"
 
 
 def headline(answer: Answer) -> str:
@@ -90,7 +90,7 @@ def markdown(answer: Answer) -> str:
     lines += ["", "</details>", ""]
     told = answer["engine"]
     lines.append(f"Softgauge {told['version']}, {escaped(told['fingerprint'])}, baseline `{_code(answer['baseline'])}`")
-    return _clean("\n".join(lines)) + "\n"
+    return plain("\n".join(lines)) + "\n"
 
 
 def _code(told: str) -> str:
@@ -110,15 +110,15 @@ def junit(answer: Answer) -> str:
         if case["counts"]:
             message = _attribute(f"{case['status']}: {(sentences(case) or [''])[0]}")
             lines.append(
-                f"{opened}><failure type={_attribute(case['status'])} message={message}>{xml(_clean(said))}</failure></testcase>"
+                f"{opened}><failure type={_attribute(case['status'])} message={message}>{xml(plain(said))}</failure></testcase>"
             )
         else:
-            lines.append(f"{opened}><system-out>{xml(_clean(case['status'] + chr(10) + said))}</system-out></testcase>")
+            lines.append(f"{opened}><system-out>{xml(plain(case['status'] + chr(10) + said))}</system-out></testcase>")
     return "\n".join([*lines, " </testsuite>", "</testsuites>"]) + "\n"
 
 
 def _attribute(told: str) -> str:
-    return quoteattr(_clean(told))
+    return quoteattr(plain(told))
 
 
 def sarif(answer: Answer) -> str:
@@ -129,7 +129,7 @@ def sarif(answer: Answer) -> str:
             "ruleId": case["status"],
             "ruleIndex": rules.index(case["status"]),
             "level": "error" if case["status"] in ("regressed", "failed") else "warning",
-            "message": {"text": _clean("\n".join([f"{case['case']}: {case['status']}{_ulps(case)}", *sentences(case)]))},
+            "message": {"text": plain("\n".join([f"{case['case']}: {case['status']}{_ulps(case)}", *sentences(case)]))},
             "locations": [
                 {
                     "physicalLocation": {
@@ -170,7 +170,7 @@ _RULES = {
 def _uri(path: str) -> str:
     """A relative path as a URI reference (RFC 3986)."""
     return "".join(
-        mark if re.match(r"[A-Za-z0-9._~/-]", mark) else "".join(f"%{b:02X}" for b in mark.encode()) for mark in _clean(path)
+        mark if re.match(r"[A-Za-z0-9._~/-]", mark) else "".join(f"%{b:02X}" for b in mark.encode()) for mark in plain(path)
     )
 
 
@@ -189,7 +189,7 @@ def github(answer: Answer) -> str:
 
 def _data(told: str) -> str:
     """As the message of a workflow command."""
-    return _clean(told).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return plain(told).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _property(told: str) -> str:
@@ -197,7 +197,7 @@ def _property(told: str) -> str:
     return _data(told).replace(":", "%3A").replace(",", "%2C")
 
 
-_STYLE = """
+STYLE = """
  :root { color-scheme: light dark; }
  text { font: 12px system-ui, sans-serif; fill: #1f2328; }
  .bar { fill: #2f6fbf; } .bad { fill: #b3261e; } .was { stroke: #1f2328; stroke-width: 2; } .grid { stroke: #d0d7de; }
@@ -246,8 +246,7 @@ def svg(answer: Answer) -> str:
         lines.append(f'<text x="{names + width}" y="18" text-anchor="end">{left} more are not drawn</text>')
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{names + width + 90}" height="{height}" role="img"'
     return (
-        "\n".join([f"{head} aria-label={quoteattr(_clean(headline(answer)))}>", f"<style>{_STYLE}</style>", *lines, "</svg>"])
-        + "\n"
+        "\n".join([f"{head} aria-label={quoteattr(plain(headline(answer)))}>", f"<style>{STYLE}</style>", *lines, "</svg>"]) + "\n"
     )
 
 
@@ -257,11 +256,11 @@ def _length(ulps: object) -> float:
 
 
 def _svg(told: str) -> str:
-    return xml(_clean(told))
+    return xml(plain(told))
 
 
-def _clean(told: str) -> str:
-    """Without what neither XML nor a terminal should get."""
+def plain(told: str) -> str:
+    """Text without what neither XML nor a terminal should get."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", told)
 
 

@@ -1,20 +1,25 @@
-"""The pages for people: `/` with the real result of the example, and `/docs`. Nothing inline, nothing from elsewhere."""
+"""The pages for people: `/` with the real result of the example, `/docs`, `/projects`. Nothing inline, nothing from elsewhere."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
+import math
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import quote, urlencode
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, select_autoescape
 
+from service import check_reports, history, runs
 from service.compute import Pool
+from service.routes.contract import storing
 from service.schemas import EVALUATE_EXAMPLES
+from service.store import Store
 
 LOG = logging.getLogger("softgauge.pages")
 HERE = Path(__file__).parent
@@ -69,3 +74,83 @@ async def home(request: Request) -> HTMLResponse:
 async def docs() -> HTMLResponse:
     """Swagger UI, from this server alone."""
     return HTMLResponse(_template("docs.html").render(), headers=_HEADERS)
+
+
+# ---- projects -----------------------------------------------------------------------------------------------------------------
+
+_CASES = 20  # of a page
+_POINTS = 100  # of a plot
+_TOLD = 12  # cases of the last verdict
+
+Branch = Annotated[str | None, Query(max_length=200)]
+
+
+@router.get("/projects")
+async def projects(request: Request) -> HTMLResponse:
+    """Every project, with its last verdict."""
+    with storing():
+        rows = await asyncio.to_thread(request.app.state.store.projects)
+    return HTMLResponse(_template("projects.html").render(projects=rows, host=request.url.netloc), headers=_HEADERS)
+
+
+@router.get("/projects/{project}")
+async def project(
+    request: Request, project: str, branch: Branch = None, page: Annotated[int, Query(ge=1, le=10_000)] = 1
+) -> HTMLResponse:
+    """The last verdict of a project, the history of each case, the moves of its baselines."""
+    with storing():
+        shown = await asyncio.to_thread(_project, request.app.state.store, project, branch or None, page)
+    return HTMLResponse(_template("project.html").render(host=request.url.netloc, **shown), headers=_HEADERS)
+
+
+def _project(store: Store, name: str, branch: str | None, page: int) -> dict[str, Any]:
+    """What the page shows. Raises StoreError."""
+    here, api = f"/projects/{quote(name, safe='')}", f"/v1/projects/{quote(name, safe='')}"
+    of_branch = {"branch": branch} if branch is not None else {}
+    branches = [{**row, "link": f"{here}?{urlencode({'branch': row['name']})}"} for row in store.branches(name)]
+    newest, _ = store.runs(name, branch, limit=1)
+    names = _worst_first(runs.read(store.run(name, newest[0]["id"])[1])) if newest else []
+    pages = max(1, math.ceil(len(names) / _CASES))
+    chosen = names[(page - 1) * _CASES : page * _CASES]
+    pointer = store.baseline(name, "default", branch or newest[0]["branch"]) if newest else None
+    cases = []
+    for case in chosen:
+        points = store.history(name, case, branch, _POINTS)
+        drawn = history.plot(case, points, pointer["run"] if pointer else None, standalone=False)
+        csv = f"{api}/history?{urlencode({'case': case, 'format': 'csv', **of_branch})}"
+        rows = [{**point, "size": history.shown(point["max_ulp"])} for point in reversed(points)]
+        cases.append({"name": case, "plot": drawn, "rows": rows, "csv": csv})
+    links = [{"number": n, "link": f"{here}?{urlencode({**of_branch, 'page': n})}"} for n in range(1, pages + 1)]
+    return {
+        "project": name,
+        "branch": branch,
+        "branches": branches,
+        "last": _last(store, name, branch),
+        "cases": cases,
+        "moves": store.moves(name)[0],
+        "page": page,
+        "pages": pages,
+        "links": {"all": here, "pages": links},
+    }
+
+
+def _worst_first(kept: runs.Kept) -> list[str]:
+    """The cases of a run: those without a finite error first, then by error."""
+
+    def size(name: str) -> float:
+        found = kept.results[name].entry.figures.get("max_ulp")
+        return math.inf if found is None or math.isnan(found) else float(found)
+
+    return sorted(kept.results, key=lambda name: (-size(name), name))
+
+
+def _last(store: Store, name: str, branch: str | None) -> dict[str, Any] | None:
+    """The newest comparison in words."""
+    row = store.last_comparison(name, branch)
+    if row is None:
+        return None
+    answer = json.loads(store.comparison(row["id"])[1])
+    counting = [case for case in answer["cases"] if case["counts"]]
+    told = [{"name": case["case"], "status": case["status"], "said": check_reports.sentences(case)} for case in counting[:_TOLD]]
+    said = check_reports.headline(answer).partition(": ")[2]
+    return {**row, "said": said, "cases": told, "more": len(counting) - len(told)}

@@ -23,8 +23,8 @@ LAYERS = {
         < arithmetic, bounds < variants, truth, inputs < measurement, screen, params < metrics, faults < survey, policies, mutants
         < outcome < limits, paper, sweep, compare, diagnosis, sampling < verdict < repro, tolerances < codec < __init__""",
     "service": """__init__ < client, reports, settings, errors, logs, split, exits, migrations < files, store
-        < tensors, repro, suite, check_reports, access, history < baseline, admin < check < schemas, run_schemas, doors < runs
-        < tasks, remote < compute < guard < bodies < routes, pages < app < cli""",
+        < tensors, repro, suite, check_reports, access < baseline, history, admin < check < schemas, run_schemas, doors < runs
+        < tasks, remote < compute < guard < bodies < routes < pages < app < cli""",
 }
 RANKS = {
     package: {name.strip(): rank for rank, layer in enumerate(text.split("<")) for name in layer.split(",")}

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
@@ -241,9 +241,12 @@ async def read_history(
     case: Annotated[str | None, Query(max_length=320, description="Its name; left out: the names of all.")] = None,
     branch: Branch = None,
     last: Annotated[int, Query(ge=1, le=1000, description="Runs.")] = 200,
+    form: Annotated[
+        Literal["json", "csv", "svg"] | None, Query(alias="format", description="Rather than Accept, for links.")
+    ] = None,
 ) -> Response:
     """The largest ULP error of a case over the last runs, oldest first: JSON, CSV, or a plot as SVG, by Accept."""
-    kind = acceptable(request, _KINDS)
+    kind = acceptable(request, _KINDS) if form is None else _KINDS[("json", "csv", "svg").index(form)]
     if case is None:
         return JSONResponse({"cases": await _read(request, lambda store: store.cases(project))})
     points = await _read(request, lambda store: store.history(project, case, branch, last))
