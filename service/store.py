@@ -14,6 +14,7 @@ import os
 import secrets
 import sqlite3
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -583,8 +584,8 @@ class Store:
     def add_key(self, row: Mapping[str, Any]) -> bool:
         """Keep a key: {id, name, hash, scope, at, expires}; whether it was not there yet. Raises StoreError."""
         with self._writing() as connection:
-            done = connection.execute(self._insert(KEY).values(dict(row)).on_conflict_do_nothing())
-            return bool(done.rowcount)
+            done = connection.execute(self._insert(KEY).values(dict(row)).on_conflict_do_nothing().returning(KEY.c.id))
+            return done.first() is not None
 
     def listed_keys(self) -> Rows:
         """Every key by time, without its hash."""
@@ -601,9 +602,9 @@ class Store:
     def revoke(self, key: str, at: str) -> None:
         """From now on a key is none. Raises Missing."""
         with self._writing() as connection:
-            done = connection.execute(sa.update(KEY).where((KEY.c.id == key) & KEY.c.revoked.is_(None)).values(revoked=at))
-            if not done.rowcount and connection.execute(sa.select(KEY.c.id).where(KEY.c.id == key)).first() is None:
+            if connection.execute(sa.select(KEY.c.id).where(KEY.c.id == key)).first() is None:
                 raise Missing(f"no key has the id {key[:64]!r}; `softgauge keys list` shows them")
+            connection.execute(sa.update(KEY).where((KEY.c.id == key) & KEY.c.revoked.is_(None)).values(revoked=at))
 
     def told(self, holder: str, key: str, request: str) -> Told | None:
         """The answer to a write that was asked for before. Raises KeyReused."""
@@ -614,8 +615,8 @@ class Store:
         """What was told before; else what is asked is kept, if it has an answer."""
         mine = (ANSWER.c.holder == asked.holder) & (ANSWER.c.key == asked.key)
         if asked.status:
-            done = connection.execute(self._insert(ANSWER).values(vars(asked)).on_conflict_do_nothing())
-            if done.rowcount:
+            done = connection.execute(self._insert(ANSWER).values(vars(asked)).on_conflict_do_nothing().returning(ANSWER.c.key))
+            if done.first() is not None:
                 return None
         row = connection.execute(sa.select(ANSWER).where(mine)).mappings().first()
         if row is None:
@@ -696,8 +697,9 @@ class Store:
             raise StoreError("an export begins with a project")
         name = str(head["name"])
         with self._writing() as connection:
-            done = connection.execute(self._insert(PROJECT).values(name=name, at=head["at"]).on_conflict_do_nothing())
-            if not done.rowcount:
+            values = {"name": name, "at": head["at"]}
+            done = connection.execute(self._insert(PROJECT).values(values).on_conflict_do_nothing().returning(PROJECT.c.id))
+            if done.first() is None:
                 raise Conflict(f"there is a project {name!r} already; remove it first")
             number = self._project(connection, name, lock=True)
             for kind, row in rows:
@@ -729,7 +731,7 @@ class Store:
         path = self._folder / OBJECTS / digest[:2] / digest
         try:
             data = gzip.decompress(path.read_bytes())
-        except (OSError, EOFError, gzip.BadGzipFile) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise StoreError(f"the document {digest} cannot be read from {OBJECTS}: {error}") from None
         if hashlib.sha256(data).hexdigest() != digest:
             raise StoreError(f"the document {digest} in {OBJECTS} is not what was written")

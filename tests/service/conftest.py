@@ -12,6 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.store import Store
+from tests import postgres
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
@@ -100,3 +103,28 @@ def is_problem():
         return found
 
     return check
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A PostgreSQL for as long as the tests run."""
+    if reason := postgres.missing():
+        pytest.skip(reason)
+    running = postgres.Cluster()
+    yield running
+    running.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request):
+    """The URL of a new database, as SOFTGAUGE_DATABASE_URL says it: each test that asks runs on both kinds."""
+    return "" if request.param == "sqlite" else request.getfixturevalue("cluster").url()
+
+
+@pytest.fixture
+def store(database, tmp_path):
+    """A store that is open and empty."""
+    made = Store(database, tmp_path / "data")
+    made.open()
+    yield made
+    made.close()
