@@ -544,6 +544,7 @@ def check(
         place = None
         if url is not None:
             place = remote.placed(url, project, baseline, branch, started_from, commit, testbed, given.root)
+        _check_reports(reports_asked, given.baseline)
         known = baselines.read(given.baseline) if place is None else _there(lambda: remote.known(place))
         many = processes or min(len(os.sched_getaffinity(0)), max(1, len(cases) // FEW_CASES))
         with split(many) as run, _progress("checking") as progress:
@@ -559,7 +560,7 @@ def check(
         raise Refused(f"{error.filename or path}: {error.strerror or error}") from None
     except SplitError as error:
         raise Failed(str(error)) from None
-    _written_reports(told, reports_asked, given.baseline)
+    _written_reports(told, reports_asked)
     if "-" not in reports_asked.values():
         _write(check_reports.text(told) + moved)
     if github:
@@ -644,7 +645,16 @@ def _who(by: str | None) -> str:
     return "".join(mark for mark in name[:200] if mark.isprintable())
 
 
-def _written_reports(told: dict[str, Any], asked: dict[str, str | None], baseline: Path) -> None:
+def _check_reports(asked: dict[str, str | None], baseline: Path) -> None:
+    """Whether every report has a place of its own, before anything is run or moved."""
+    for name, to in asked.items():
+        if to is not None and to.endswith(".toml"):
+            raise click.UsageError(f"--{name} {to} would write over a suite; give the suite first, or --{name}=-")
+        if to is not None and to != "-" and Path(to).resolve() == baseline:
+            raise click.UsageError(f"--{name} {to} would write over the baseline; give another file, or --{name}=-")
+
+
+def _written_reports(told: dict[str, Any], asked: dict[str, str | None]) -> None:
     """Every report that is asked for."""
     for name, to in asked.items():
         if to is None:
@@ -653,10 +663,6 @@ def _written_reports(told: dict[str, Any], asked: dict[str, str | None], baselin
         if to == "-":
             _write(made)
             continue
-        if to.endswith(".toml"):
-            raise click.UsageError(f"--{name} {to} would write over a suite; give the suite first, or --{name}=-")
-        if Path(to).resolve() == baseline:
-            raise click.UsageError(f"--{name} {to} would write over the baseline; give another file, or --{name}=-")
         try:
             Path(to).write_text(made, encoding="utf-8")
         except OSError as error:

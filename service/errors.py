@@ -164,6 +164,7 @@ _MISFITS = {
     "string_unicode": "is no text: it has half of a surrogate pair; write whole characters",
     "string_too_short": "has fewer than {min_length} characters; write a name",
     "string_too_long": "has more than {max_length} characters; no name has, and the catalogue (/v1/ops and so on) lists them",
+    "string_pattern_mismatch": "has a form that is not taken; write one that matches {pattern}",
     "literal_error": "is not known; write {expected}",
     "bool_type": "is no boolean; write true or false",
     "list_type": "is no list; write one in brackets, also of one item",

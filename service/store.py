@@ -807,7 +807,7 @@ def of(settings: Settings) -> Store:
     if settings.database_password_file is not None:
         password = secret("database_password_file", settings.database_password_file)
     try:
-        return Store(settings.database_url, Path(settings.data_dir), password)
+        return Store(settings.database_url, settings.data_dir, password)
     except StoreError as error:
         raise SettingsError(str(error)) from None
 

@@ -26,7 +26,7 @@ def _free_port():
 
 
 @contextlib.contextmanager
-def _running(log, *, limits=None, ready=True, **settings):
+def _running(log, *, limits=None, ready=True, key=None, **settings):
     """An httpx.Client of a service that was started with these settings, and ends with the block."""
     settings = {"port": _free_port(), "workers": 2, "data_dir": str(log.parent / "data"), **settings}
     given = json.dumps({"settings": settings, "limits": limits or {}})
@@ -35,6 +35,7 @@ def _running(log, *, limits=None, ready=True, **settings):
         process = subprocess.Popen([sys.executable, str(HERE / "launch.py"), given], env=env, stderr=lines)
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{settings['port']}", timeout=30, trust_env=False) as client:
+                client.headers.update({"Authorization": f"Bearer {key}"} if key else {})
                 _wait(process, lambda: _up(client, ready))
                 client.process, client.log, client.uploads = process, log, Path(settings["data_dir"]) / "uploads"
                 yield client
