@@ -36,7 +36,7 @@ def _store() -> Iterator[Store]:
     except SettingsError as error:
         raise Refused(str(error)) from None
     except StoreError as error:
-        raise (Failed if isinstance(error, Full) else Refused)(str(error)) from None
+        raise (Failed if isinstance(error, Full) else Refused)(": ".join(filter(None, (str(error), error.reason)))) from None
 
 
 @click.group()

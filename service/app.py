@@ -22,11 +22,11 @@ from service import access, logs, pages, run_schemas, schemas
 from service.bodies import Spool
 from service.compute import Pool
 from service.errors import Finding, Problem, from_status, misfit
-from service.guard import Guard, Meters, Protocol, respond
+from service.guard import ERRORS, Guard, Meters, Protocol, respond
 from service.routes import catalogue, evaluate, health, keys, projects, reports, thresholds, tolerance, truth, verify
 from service.routes.contract import REF, only_known
-from service.settings import Settings, SettingsError, check_binding, secret
-from service.store import Store, StoreError, of
+from service.settings import Settings, SettingsError, check_binding, is_loopback, secret
+from service.store import StoreError, of
 
 OPENAPI_FILE = Path(__file__).with_name("openapi.json")
 _MAX_HEADER_BYTES = 65536
@@ -91,7 +91,6 @@ def create_app(settings: Settings) -> FastAPI:
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.spool.clear()
-    await asyncio.to_thread(app.state.store.open)
     async with app.state.pool.running() as pool:
         example = asyncio.create_task(app.state.example.compute(pool))
         yield
@@ -149,13 +148,9 @@ def written_openapi() -> str:
 
 
 def serve(settings: Settings) -> None:
-    """Listen until told to stop. Raises SettingsError for an address that is not for it, or a store that is not to be had."""
-    store = open_store(settings)
-    try:
-        check_binding(settings, access.has_keys(store))
-    finally:
-        store.close()
+    """Listen until told to stop. Raises SettingsError for an address that may not be listened on."""
     logs.to_stderr()
+    check_binding(settings, _prepared(settings))
     uvicorn.run(
         create_app(settings),
         host=settings.host,
@@ -171,19 +166,28 @@ def serve(settings: Settings) -> None:
     )
 
 
-def open_store(settings: Settings) -> Store:
-    """The store, of the newest schema, with the operator's key in it. Raises SettingsError."""
+def _prepared(settings: Settings) -> bool:
+    """Bring the store up to date and put the operator's key into it; whether there is a key then. Raises SettingsError.
+
+    On loopback, where keys are not needed, what computes is served without a store too: it is tried again with each request.
+    """
     store = of(settings)
     try:
         store.open()
         if settings.admin_key_file is not None:
             access.admit_first_key(store, secret("admin_key_file", settings.admin_key_file))
+        return access.has_keys(store)
     except StoreError as error:
         where = "SOFTGAUGE_DATABASE_URL" if settings.database_url else "SOFTGAUGE_DATA_DIR"
-        raise SettingsError(f"{error}; {where} says where runs are kept") from None
+        detail = f"{error}: {error.reason}; {where} says where runs are kept"
+        if not is_loopback(settings.host):
+            raise SettingsError(detail) from None
+        ERRORS.error("nothing can be kept: %s", detail)
+        return False
     except ValueError as error:
         raise SettingsError(f"SOFTGAUGE_ADMIN_KEY_FILE: {error}") from None
-    return store
+    finally:
+        store.close()
 
 
 if __name__ == "__main__":

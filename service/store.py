@@ -13,6 +13,7 @@ import hashlib
 import os
 import secrets
 import sqlite3
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -158,7 +159,11 @@ ANSWER = sa.Table(
 
 
 class StoreError(Exception):
-    """Something that cannot be kept or found."""
+    """Something that cannot be kept or found. reason: what a log may have beside the message, which clients get."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Missing(StoreError):
@@ -261,7 +266,7 @@ class Store:
 
     def __init__(self, url: str, folder: Path, password: str | None = None) -> None:
         """url: of SQLAlchemy; empty: SQLite in the folder. Raises StoreError."""
-        self._folder = folder
+        self._folder, self._opened, self._opening = folder, False, threading.Lock()
         try:
             target = sa.make_url(url or f"sqlite:///{folder / FILE}")
         except sa.exc.ArgumentError:
@@ -294,6 +299,13 @@ class Store:
                 config = migrations()
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
+        self._opened = True
+
+    def _open(self) -> None:
+        """Open what could not be opened at the start, when the database or the folder was not there yet."""
+        with self._opening:
+            if not self._opened:
+                self.open()
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -318,6 +330,7 @@ class Store:
 
         Returns the answer that was given before with that Idempotency-Key, in which case nothing is kept. Raises StoreError.
         """
+        self._open()
         with _failures():
             documents = [self._keep(part.document) if part else "" for part in (run, comparison)]
         with self._writing() as connection:
@@ -788,6 +801,7 @@ class Store:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
         """One state of everything, which cannot be changed."""
+        self._open()
         with _failures(), self._engine.connect().execution_options(reading=True) as connection:
             if self._engine.dialect.name == "postgresql":
                 connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -797,6 +811,7 @@ class Store:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
         """A transaction, which commits at the end of the block. On SQLite nobody else writes meanwhile."""
+        self._open()
         with _failures(), self._engine.begin() as connection:
             yield connection
 
@@ -916,6 +931,7 @@ def _to_disk(folder: Path) -> None:
         os.close(number)
 
 
+_DISK_FULL = "53100"  # of PostgreSQL
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -926,13 +942,14 @@ def _failures() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise Full(f"the disk is full: {error.strerror}") from error
-        raise Unavailable(f"{error.filename or 'the folder for data'}: {error.strerror or error}") from error
+            raise Full(f"the disk is full: {error.strerror}", str(error)) from error
+        raise Unavailable("the folder that SOFTGAUGE_DATA_DIR names cannot be used", str(error)) from error
     except IntegrityError as error:
         raise Conflict("something else was kept at the same time; try again") from error
     except DBAPIError as error:
         said = str(error.orig).splitlines()[0][:200] if error.orig else type(error).__name__
-        kind = Full if "full" in said.lower() or getattr(error.orig, "sqlstate", "") in ("53100", "53200") else Unavailable
-        raise kind(f"the database: {said}") from error
+        if "full" in said.lower() or getattr(error.orig, "sqlstate", "") == _DISK_FULL:
+            raise Full("the database has no room", said) from error
+        raise Unavailable("the database does not answer", said) from error
     except SQLAlchemyError as error:
-        raise Unavailable(f"the database: {type(error).__name__}") from error
+        raise Unavailable("the database does not answer", f"{type(error).__name__}: {error}"[:200]) from error

@@ -156,7 +156,7 @@ def storing(named: str | None = None) -> Iterator[None]:
             raise Problem("invalid", str(error), (Finding(named, str(error)),)) from None
         headers = {"Retry-After": "5"} if kind in ("no-room", "store-unavailable") else {}
         if headers:
-            LOG.error("%s", error)
+            LOG.error("%s: %s", error, error.reason)
         place = (Finding("Idempotency-Key", str(error)),) if kind == "invalid" else ()
         raise Problem(kind, str(error), place, headers) from None
 

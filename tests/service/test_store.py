@@ -464,7 +464,7 @@ def test_another_database_is_refused(tmp_path, url, saying):
 
 def test_a_database_that_does_not_answer_is_said(tmp_path):
     made = Store(f"postgresql://softgauge@/x?host={tmp_path}", tmp_path)
-    with pytest.raises(Unavailable, match="the database"):
+    with pytest.raises(Unavailable, match="the database does not answer"):
         made.open()
 
 
@@ -478,5 +478,7 @@ def test_the_password_comes_from_a_file_and_is_not_shown(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "data").write_text("a file")
-    with pytest.raises(StoreError, match="data"):
+    with pytest.raises(Unavailable, match="SOFTGAUGE_DATA_DIR") as refused:
         Store("", tmp_path / "data").open()
+    assert str(tmp_path) not in str(refused.value)  # that is for the log
+    assert str(tmp_path) in refused.value.reason
