@@ -4,6 +4,7 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -24,11 +25,17 @@ def missing():
     return f"PostgreSQL is not installed: no {' and no '.join(lacking)}" if lacking else ""
 
 
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class Cluster:
     """One server. What is committed survives `kill`, since fsync is on."""
 
-    def __init__(self, fast=True):
-        """fast: nothing is forced to the disk, for tests that do not kill it."""
+    def __init__(self, fast=True, password=None):
+        """fast: nothing is forced to the disk, for tests that do not kill it. password: asked for on `port`, where it listens too."""
         self.folder = Path(tempfile.mkdtemp(prefix="softgauge-pg-"))
         self._options = ["-c", "fsync=off", "-c", "full_page_writes=off"] if fast else []
         self._as = []
@@ -36,8 +43,14 @@ class Cluster:
             user = next(pwd.getpwnam(name) for name in USERS if name in {row.pw_name for row in pwd.getpwall()})
             os.chown(self.folder, user.pw_uid, user.pw_gid)
             self._as = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
-        self._data = self.folder / "data"
-        self._run(binary("initdb"), "-D", self._data, "-U", "softgauge", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+        self._data, self.port = self.folder / "data", _free_port() if password else 5432
+        host = "scram-sha-256" if password else "trust"
+        secret = self.folder / "password"
+        secret.write_text(password or "none")
+        secret.chmod(0o644)
+        made = ["-D", self._data, "-U", "softgauge", f"--auth-host={host}", "--auth-local=trust", f"--pwfile={secret}"]
+        self._run(binary("initdb"), *made, "-E", "UTF8", "--locale=C", "--no-sync")
+        self._options += ["-p", str(self.port), "-c", f"listen_addresses={'127.0.0.1' if password else ''}"]
         self._made = 0
         self.start()
 
@@ -47,7 +60,7 @@ class Cluster:
 
     def start(self):
         """Until it answers."""
-        command = [binary("postgres"), "-D", self._data, "-k", self.folder, "-c", "listen_addresses=", *self._options]
+        command = [binary("postgres"), "-D", self._data, "-k", self.folder, *self._options]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen([*self._as, *map(str, command)], cwd=self.folder, stderr=log, stdout=log)
         for _ in range(400):
@@ -60,7 +73,7 @@ class Cluster:
         import psycopg
 
         try:
-            psycopg.connect(f"host={self.folder} user=softgauge dbname=postgres", connect_timeout=2).close()
+            psycopg.connect(f"host={self.folder} port={self.port} user=softgauge dbname=postgres", connect_timeout=2).close()
         except psycopg.OperationalError:
             assert self._process.poll() is None, (self.folder / "log").read_text()
             return False
@@ -72,7 +85,8 @@ class Cluster:
 
         self._made += 1
         name = f"softgauge_{os.getpid()}_{self._made}"
-        with psycopg.connect(f"host={self.folder} user=softgauge dbname=postgres", autocommit=True) as connection:
+        where = f"host={self.folder} port={self.port} user=softgauge dbname=postgres"
+        with psycopg.connect(where, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")
         return f"postgresql://softgauge@/{name}?host={self.folder}"
 

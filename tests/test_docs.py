@@ -250,8 +250,11 @@ def variables(defaults: Settings | Limits) -> list[str]:
     return [row.name for row in fields(defaults) if row.name not in ("limits", "worker_command")]
 
 
+FILES = ("database_url", "database_password_file", "admin_key_file")
+
+
 def test_settings_and_limits() -> None:
-    words = {"workers": "the number of processors", "allowed_hosts": "none", "insecure_no_keys": "false"}
+    words = {"workers": "the number of processors", "allowed_hosts": "none", **dict.fromkeys(FILES, "none")}
     for place, defaults in enumerate(DEFAULTS):
         wanted = [[f"SOFTGAUGE_{name.upper()}", words.get(name, plain(getattr(defaults, name)))] for name in variables(defaults)]
         assert [row[:2] for row in table("Settings", place)] == wanted
@@ -263,7 +266,7 @@ def test_every_variable_named_is_one_that_is_read() -> None:
     assert set(re.findall(r"SOFTGAUGE_[A-Z]+", (ROOT / "service/client.py").read_text())) == of_the_client.keys()
     assert of_the_client["SOFTGAUGE_URL"] == client.DEFAULT_URL
     assert set(re.findall(r"SOFTGAUGE_[A-Z_]*[A-Z]", text())) == listed | of_the_client.keys()
-    samples = {"HOST": "localhost", "DATA_DIR": "x", "ALLOWED_HOSTS": "a", "INSECURE_NO_KEYS": "1", "MAX_RANK": "3"}
+    samples = {"HOST": "localhost", "DATA_DIR": "x", "ALLOWED_HOSTS": "a", "MAX_RANK": "3"}
     read = Settings.from_environment({name: samples.get(name.removeprefix("SOFTGAUGE_"), "7") for name in listed})
     given: list[Settings | Limits] = [read, read.limits]
     for before, after in zip(DEFAULTS, given, strict=True):
@@ -297,12 +300,12 @@ def test_endpoints() -> None:
     listed = {row[0] for row in table("The HTTP API")}
     document = create_app(Settings()).openapi()
     served = {f"{method.upper()} {path}" for path, item in document["paths"].items() for method in item}
-    pages = {"GET /", "GET /docs", "GET /openapi.json"}
+    pages = {"GET /", "GET /docs", "GET /openapi.json", "GET /projects"}
     assert listed == served | pages
     assert {tag for item in document["paths"].values() for row in item.values() for tag in row["tags"]} == {
         row["name"] for row in document["tags"]
     }
-    assert {item["post"]["tags"][0] for item in document["paths"].values() if "post" in item} == {"compute"}
+    assert {item["post"]["tags"][0] for item in document["paths"].values() if "post" in item} == {"compute", "runs", "operation"}
 
 
 def test_statuses_and_their_bound() -> None:

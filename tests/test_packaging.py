@@ -19,11 +19,15 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
 import yaml
 from packaging.requirements import Requirement
+
+from service import run_schemas
+from tests import postgres
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -189,15 +193,49 @@ def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_composed_service_is_confined_and_published_on_loopback_only() -> None:
-    (service,) = compose()["services"].values()
-    port = service["environment"]["SOFTGAUGE_PORT"]
-    assert service["ports"] == [f"127.0.0.1:8000:{port}"]
+@pytest.mark.parametrize("name", ["softgauge", "database"])
+def test_what_is_composed_is_confined(name: str) -> None:
+    service = compose()["services"][name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["healthcheck"]["retries"]
+    assert not {"privileged", "cap_add", "network_mode"} & service.keys()
+
+
+def test_only_the_service_is_published_and_on_loopback_only() -> None:
+    document = compose()
+    service, database = document["services"]["softgauge"], document["services"]["database"]
+    assert service["ports"] == [f"127.0.0.1:8000:{service['environment']['SOFTGAUGE_PORT']}"]
     assert f"data:{service['environment']['SOFTGAUGE_DATA_DIR']}" in service["volumes"]
-    assert not {"privileged", "cap_add", "network_mode", "user"} & service.keys()
+    assert "user" not in service  # the image's own
+    assert "ports" not in database
+    assert database["networks"] == ["inside"]
+    assert document["networks"]["inside"] == {"internal": True}
+    assert not database["user"].startswith("0")
+    assert re.fullmatch(r"postgres:\d+\.\d+", database["image"])
+    assert service["depends_on"] == {"database": {"condition": "service_healthy"}}
+
+
+def test_secrets_are_files_outside_of_the_repository_and_its_image() -> None:
+    document = compose()
+    given = {row["file"] for row in document["secrets"].values()}
+    assert given == {f"./secrets/{name}" for name in document["secrets"]}
+    assert "/secrets/" in (ROOT / ".gitignore").read_text().split()
+    assert (ROOT / ".dockerignore").read_text().split("\n")[1] == "*"
+    for service in document["services"].values():
+        files = {value for name, value in service["environment"].items() if name.endswith("_FILE")}
+        assert files == {f"/run/secrets/{name}" for name in service["secrets"]}
+        assert not [name for name in service["environment"] if re.search("PASSWORD$|KEY$", name)]
+
+
+def test_the_secrets_are_made_as_the_file_says(tmp_path: Path) -> None:
+    from service.access import KEY
+
+    commands = re.findall(r"^#   (.*)$", (ROOT / "docker-compose.yml").read_text(), re.M)
+    succeeded("sh", "-ec", "\n".join(commands), cwd=tmp_path)
+    assert KEY.fullmatch((tmp_path / "secrets/admin_key").read_text().strip())
+    assert len((tmp_path / "secrets/database_password").read_text().strip()) == 43
 
 
 def test_the_image_runs_as_nobody_in_particular() -> None:
@@ -209,9 +247,9 @@ def test_every_variable_of_image_and_compose_is_a_setting() -> None:
     from service.settings import Settings
 
     known = {f"SOFTGAUGE_{field.name.upper()}" for field in dataclasses.fields(Settings)}
-    (service,) = compose()["services"].values()
+    service = compose()["services"]["softgauge"]
     named = service["environment"].keys() | set(re.findall(r"\bSOFTGAUGE_\w+(?==)", (ROOT / "Dockerfile").read_text()))
-    assert {"SOFTGAUGE_HOST", "SOFTGAUGE_INSECURE_NO_KEYS"} <= named <= known
+    assert {"SOFTGAUGE_HOST", "SOFTGAUGE_ADMIN_KEY_FILE"} <= named <= known
 
 
 def health_check() -> list[str]:
@@ -229,6 +267,9 @@ def is_healthy(environment: dict[str, str]) -> bool:
     return done.returncode == 0
 
 
+ADMIN_KEY = f"sg_{'k' * 43}"
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -238,12 +279,30 @@ def free_port() -> int:
 
 @pytest.fixture
 def composed(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The composed service as a local process: its command and environment, on a free port, its data in tmp_path/data."""
-    (service,) = compose()["services"].values()
-    (tmp_path / "data").mkdir()
-    (tmp_path / "elsewhere").mkdir()
-    moved = {"SOFTGAUGE_PORT": str(free_port()), "SOFTGAUGE_DATA_DIR": str(tmp_path / "data")}
-    environment = {"PATH": f"{BIN}:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1", **service["environment"], **moved}
+    """The composed topology as local processes: a PostgreSQL that asks for the password, and the service by its own command, with
+    its environment, on free ports, its data in tmp_path/data."""
+    if reason := postgres.missing():
+        pytest.skip(reason)
+    document = compose()
+    service, database = document["services"]["softgauge"], document["services"]["database"]
+    for name in ("data", "elsewhere", "secrets"):
+        (tmp_path / name).mkdir()
+    for name, text in (("admin_key", ADMIN_KEY), ("database_password", "the password")):
+        (tmp_path / "secrets" / name).write_text(f"{text}\n")
+    cluster = postgres.Cluster(password="the password")
+    there = urlsplit(service["environment"]["SOFTGAUGE_DATABASE_URL"])
+    assert (there.hostname, there.username) == ("database", database["environment"]["POSTGRES_USER"])
+    assert there.path == f"/{database['environment']['POSTGRES_DB']}"
+    name = urlsplit(cluster.url()).path
+    moved = {
+        "SOFTGAUGE_PORT": str(free_port()),
+        "SOFTGAUGE_DATA_DIR": str(tmp_path / "data"),
+        "SOFTGAUGE_DATABASE_URL": f"{there.scheme}://{there.username}@127.0.0.1:{cluster.port}{name}",
+    }
+    stated = {
+        key: value.replace("/run/secrets", str(tmp_path / "secrets")) for key, value in {**service["environment"], **moved}.items()
+    }
+    environment = {"PATH": f"{BIN}:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1", **stated}
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(service["command"], env=environment, cwd=tmp_path / "elsewhere", stdout=log, stderr=log)
         try:
@@ -260,17 +319,27 @@ def composed(tmp_path: Path) -> Iterator[dict[str, str]]:
             finally:
                 process.kill()
                 process.wait()
+                cluster.remove()
 
 
 def test_the_composed_service_starts_answers_and_writes_nothing_but_its_data(composed: dict[str, str], tmp_path: Path) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", int(composed["SOFTGAUGE_PORT"]), timeout=30)
     question = {"op": "softmax", "logits": [[1000, 1001, 1002]], "formats": ["float16"]}
-    connection.request("POST", "/v1/evaluate", json.dumps(question), {"Content-Type": "application/json"})
+    said = {"Content-Type": "application/json", "Authorization": f"Bearer {ADMIN_KEY}"}
+    connection.request("POST", "/v1/evaluate", json.dumps(question), said)
     response = connection.getresponse()
     answer = json.loads(response.read())
-    connection.close()
     assert response.status == 200, answer
     assert answer["outcomes"][0]["status"] == "unstable"
+    (example,) = run_schemas.RUN_EXAMPLES.values()
+    connection.request("POST", "/v1/projects/composed/runs", json.dumps(example["value"]), said)
+    response = connection.getresponse()
+    assert (response.status, json.loads(response.read())["cases"]) == (201, 2)
+    connection.request("GET", "/v1/projects", headers={"X-Forwarded-For": "127.0.0.1"})
+    response = connection.getresponse()
+    assert response.status == 401  # without a key, from wherever
+    connection.close()
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["objects"]  # the rest is in the database
     assert not list((tmp_path / "elsewhere").iterdir())
 
 

@@ -82,10 +82,7 @@ def main(url, folder, rounds, seed):
             os.close(ours)
             write(url, folder, theirs)
         os.close(theirs)
-        if number % 4:  # else it is killed while it starts
-            first = os.read(ours, 1 << 16)
-        else:
-            first = b""
+        first = os.read(ours, 1 << 16) if number % 4 else b""  # else it is killed while it starts
         time.sleep(rng.uniform(0, 0.04))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
