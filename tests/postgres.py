@@ -35,7 +35,7 @@ class Cluster:
     """One server. What is committed survives `kill`, since fsync is on."""
 
     def __init__(self, fast=True, password=None):
-        """fast: nothing is forced to the disk, for tests that do not kill it. password: asked for on `port`, where it listens too."""
+        """fast: nothing is forced to the disk, for tests that do not kill it. password: it listens on `port` too, and asks."""
         self.folder = Path(tempfile.mkdtemp(prefix="softgauge-pg-"))
         self._options = ["-c", "fsync=off", "-c", "full_page_writes=off"] if fast else []
         self._as = []
