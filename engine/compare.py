@@ -29,6 +29,8 @@ FIGURES = (
     "rank_inversions", "backward_error", "error_over_bound",
 )  # fmt: skip
 """What can be compared, of a figure of rows the worst row's."""
+COUNTS = ("max_ulp_ordinal", *HIGHER, *FINITE, "underflow_premature", "false_zero_count", "rank_inversions")
+"""Those of them that are integers."""
 USUAL = tuple(name for name in FIGURES if name != "backward_error")
 """What is compared if nothing is said. A backward error knows no common factor of a row, and so nothing of its sum: a kernel whose
 sums became better may have more of it."""
@@ -67,6 +69,12 @@ class Entry:
     output: str
     verdict: str | None
     figures: Mapping[str, Number | None]
+
+    def __post_init__(self) -> None:
+        for name in COUNTS:
+            value = self.figures.get(name)
+            if value is not None and not (isinstance(value, int) and value >= 0):  # a NaN would be worse than any count
+                raise InvalidProblem(f"{name} is {value!r}; it counts, and is an integer from 0 on")
 
 
 @dataclass(frozen=True)
@@ -212,7 +220,8 @@ _RANK = {"pass": 0, None: 0, "inconclusive": 1, "fail": 2}
 
 
 def _elsewhere(name: str, now: Entry, known: Sequence[Entry], rules: Rules) -> Compared:
-    """A case beside baselines of other fingerprints, of which the one that excuses most counts."""
+    """A case beside baselines of other fingerprints, of which the one that excuses most counts: each was accepted of a machine, and
+    this one may be like any of them."""
     found = [_excused(name, now, was, rules) for was in known]
     return min(found, key=lambda row: STATUSES.index(row.status))
 

@@ -28,10 +28,15 @@ FORMAT = 1
 LARGEST = 1 << 26  # bytes
 MOST_MOVES = 100
 """Moves that are remembered."""
+_EXACT = 2**53
 _HEX = r"-?0x[01]\.?[0-9a-f]{0,13}p[+-][0-9]{1,4}"
+_LARGE = "[1-9][0-9]{15,18}"
+"""An integer beyond those that every reader of JSON takes exactly, such as the distance of a float64 from 0."""
 Text = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
 _Digest = Annotated[str, Field(pattern=r"^[a-z0-9]+:[0-9a-f]{16,128}$")]
-_Number = Annotated[str, Field(pattern=rf"^({_HEX}|Infinity|-Infinity|NaN)$")] | Annotated[int, Field(ge=-(2**53), le=2**53)]
+_Number = (
+    Annotated[str, Field(pattern=rf"^({_HEX}|Infinity|-Infinity|NaN|{_LARGE})$")] | Annotated[int, Field(ge=-_EXACT, le=_EXACT)]
+)
 
 
 class BaselineError(Exception):
@@ -112,23 +117,24 @@ def read(path: Path) -> Baseline:
         raise BaselineError(f"{path.name} is nested too deeply") from None
     if found.format != FORMAT:
         raise BaselineError(f"{path.name} is of format {found.format}, this is a Softgauge of format {FORMAT}: use a newer one")
-    cases: dict[str, tuple[engine.Entry, ...]] = {}
-    versions: dict[tuple[str, str], str] = {}
-    for name, rows in found.cases.items():
-        try:
-            entries = [entry(row) for row in rows]
-        except Lacking as error:
-            raise BaselineError(
-                f"{path.name}: {quoted(name)} has no {error}; take it back from the history, or accept it anew"
-            ) from None
-        except OverflowError:
-            raise BaselineError(f"{path.name}: {quoted(name)} has a figure beyond any float64; accept it anew") from None
-        if len({entry.fingerprint for entry in entries}) < len(entries):
-            raise BaselineError(f"{path.name}: {quoted(name)} has two entries of one fingerprint; leave one out")
-        cases[name] = tuple(entries)
-        versions |= {(name, row.fingerprint): row.engine for row in rows}
+    cases = {name: _entries(path, name, rows) for name, rows in found.cases.items()}
+    versions = {(name, row.fingerprint): row.engine for name, rows in found.cases.items() for row in rows}
     moves = tuple(Move(move.at, move.by, move.reason, tuple(move.changed)) for move in found.moves)
     return Baseline(cases, moves, versions)
+
+
+def _entries(path: Path, name: str, rows: Sequence[Known]) -> tuple[engine.Entry, ...]:
+    """The entries of a case. Raises BaselineError."""
+    try:
+        entries = tuple(entry(row) for row in rows)
+    except (Lacking, engine.EngineError, OverflowError) as error:
+        said = {Lacking: f"has no {error}", OverflowError: "has a figure beyond any float64"}.get(type(error), f"is wrong: {error}")
+        raise BaselineError(
+            f"{path.name}: {quoted(name)} {said}; take it back from the history, or remove and accept it anew"
+        ) from None
+    if len({one.fingerprint for one in entries}) < len(entries):
+        raise BaselineError(f"{path.name}: {quoted(name)} has two entries of one fingerprint; leave one out")
+    return entries
 
 
 class Lacking(Exception):
@@ -136,7 +142,7 @@ class Lacking(Exception):
 
 
 def entry(row: Known) -> engine.Entry:
-    """As the engine takes it. Raises Lacking, OverflowError."""
+    """As the engine takes it. Raises Lacking, EngineError, OverflowError."""
     lacking = [name for name in engine.FIGURES if name not in row.figures]
     if row.schema_ == engine.SCHEMA and lacking:  # else what became worse would not be seen
         raise Lacking(", ".join(lacking))
@@ -147,6 +153,8 @@ def entry(row: Known) -> engine.Entry:
 def _number(value: int | str | None) -> int | float | None:
     if value is None or isinstance(value, int):
         return value
+    if value.isdecimal():
+        return int(value)
     return tensors.SPECIALS[value] if value in tensors.SPECIALS else float.fromhex(value)
 
 
@@ -182,7 +190,7 @@ def stored(one: engine.Entry, version: str) -> dict[str, Any]:
 
 def _hex(value: float | None) -> int | str | None:
     if value is None or isinstance(value, int):
-        return value
+        return value if value is None or abs(value) <= _EXACT else str(value)
     if math.isnan(value):
         return "NaN"
     return value.hex() if math.isfinite(value) else "Infinity" if value > 0 else "-Infinity"

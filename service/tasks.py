@@ -277,7 +277,8 @@ def _posted(cases: Sequence[run_schemas.CaseModel], limits: Limits) -> dict[str,
             raise _invalid(
                 limits, Finding(f"/cases/{index}/name", f"two cases are named {shown(case.name)}; a name is of one case")
             )
-        with engine_errors(f"/cases/{index}/rules", invalid=f"/cases/{index}/rules"):
+        where = f"/cases/{index}"
+        with engine_errors(f"{where}/rules", invalid=lambda message, where=where: _of_entry(message, where)):
             try:
                 results[case.name] = runs.result(case)
             except baseline.Lacking as error:
@@ -287,6 +288,11 @@ def _posted(cases: Sequence[run_schemas.CaseModel], limits: Limits) -> dict[str,
                 far = f"{shown(case.name)} has a figure beyond any float64"
                 raise _invalid(limits, Finding(f"/cases/{index}/entry/figures", far)) from None
     return results
+
+
+def _of_entry(message: str, where: str) -> str:
+    """The field of a case that the engine speaks of."""
+    return f"{where}/entry/figures" if "counts" in message else f"{where}/rules"
 
 
 def _computed(raw: dict[str, Any], limits: Limits, announce: Announce) -> tuple[dict[str, Any], Mapping[str, str]]:

@@ -17,6 +17,13 @@ def now(output="after", verdict="pass", fingerprint=WAS.fingerprint, **found):
     return replace(WAS, output=output, verdict=verdict, fingerprint=fingerprint, figures=KNOWN | found)
 
 
+@pytest.mark.parametrize("value", [nan, 1.0, -1, inf])
+def test_a_count_is_an_integer(value):
+    """One that is not would be worse than any that is, and what comes after it better."""
+    with pytest.raises(InvalidProblem, match=r"special_mismatch is .* counts"):
+        now(special_mismatch=value)
+
+
 def status(entry, *known, **rules):
     return one("case", entry, known or (WAS,), Rules(**rules)).status
 

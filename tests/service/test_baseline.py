@@ -63,6 +63,14 @@ def test_a_small_change_is_a_small_difference():
 STORED = json.loads(text(Baseline({"a": (ENTRY,)}, (MOVE,))))
 
 
+def test_integers_of_any_size_are_read_as_they_were_written(tmp_path):
+    """A float64 that is 0 instead of 1 is 4607182418800017408 numbers off."""
+    for size in (2**53, 2**53 + 1, 4607182418800017408, 2**63 - 1):
+        entry = replace(ENTRY, figures=ENTRY.figures | {"max_ulp_ordinal": size})
+        write(tmp_path / "b.json", Baseline({"a": (entry,)}))
+        assert read(tmp_path / "b.json").cases["a"][0].figures["max_ulp_ordinal"] == size
+
+
 def edited(**change):
     return {**STORED, "cases": {"a": [{**STORED["cases"]["a"][0], **change}]}}
 
@@ -84,6 +92,8 @@ def edited(**change):
         (edited(figures={"max_ulp": "1.5"}), "'max_ulp'"),
         (edited(figures={"max_ulp": 3}), "'a' has no mean_ulp, p50_ulp, "),
         (edited(figures={**STORED["cases"]["a"][0]["figures"], "max_ulp": "0x1p+9999"}), "'a' has a figure beyond any float64"),
+        (edited(figures={**STORED["cases"]["a"][0]["figures"], "special_mismatch": "NaN"}), "special_mismatch is nan; it counts"),
+        (edited(figures={**STORED["cases"]["a"][0]["figures"], "overflow_count": -1}), "overflow_count is -1; it counts"),
         (edited(schema=-1), "'schema'"),
         ({**STORED, "cases": {"a": STORED["cases"]["a"] * 2}}, "'a' has two entries of one fingerprint"),
     ],
