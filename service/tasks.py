@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -278,7 +279,7 @@ def _posted(cases: Sequence[run_schemas.CaseModel], limits: Limits) -> dict[str,
                 limits, Finding(f"/cases/{index}/name", f"two cases are named {shown(case.name)}; a name is of one case")
             )
         where = f"/cases/{index}"
-        with engine_errors(f"{where}/rules", invalid=lambda message, where=where: _of_entry(message, where)):
+        with engine_errors(f"{where}/rules", invalid=partial(_of_entry, where)):
             try:
                 results[case.name] = runs.result(case)
             except baseline.Lacking as error:
@@ -290,7 +291,7 @@ def _posted(cases: Sequence[run_schemas.CaseModel], limits: Limits) -> dict[str,
     return results
 
 
-def _of_entry(message: str, where: str) -> str:
+def _of_entry(where: str, message: str) -> str:
     """The field of a case that the engine speaks of."""
     return f"{where}/entry/figures" if "counts" in message else f"{where}/rules"
 
