@@ -293,7 +293,22 @@ SERVED: dict[str, Served] = {
     "live": lambda _parent, port, clients: liveness(port, clients),
     "verify": lambda _parent, port, clients: verdicts(port, clients),
 }
-ALONE: dict[str, Callable[[], Iterator[str]]] = {"catalogue": catalogue, "mpmath": truths, "truth": reached, "check": checks}
+
+
+def stores() -> Iterator[str]:
+    """The table of store.py, which takes minutes to fill its databases."""
+    import store
+
+    yield from store.tables()
+
+
+ALONE: dict[str, Callable[[], Iterator[str]]] = {
+    "catalogue": catalogue,
+    "mpmath": truths,
+    "truth": reached,
+    "check": checks,
+    "store": stores,
+}
 
 
 def main() -> None:
