@@ -44,6 +44,7 @@ def test_a_finding_names_the_cause(name: str) -> None:
     assert any(word in said for word in BUGS[name].cause), said
 
 
+@pytest.mark.half
 @pytest.mark.parametrize("name", BUGS)
 def test_a_right_kernel_passes_on_the_same_logits(name: str) -> None:
     row = BUGS[name]

@@ -198,6 +198,7 @@ def attack(op, fmt, seed, rows, count):
     return worst
 
 
+@pytest.mark.half
 @pytest.mark.no_cover
 @pytest.mark.parametrize("fmt", list(FORMATS))
 @pytest.mark.parametrize("op", list(OPS))
@@ -292,6 +293,7 @@ def test_the_coded_bound_of_the_shifted_log_sum_exp_is_violated(base, width, lea
 # ---- what a bound says -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.half
 @pytest.mark.no_cover
 @pytest.mark.parametrize("key", list(BOUNDS))
 def test_both_paths_give_the_same_figures_of_a_declared_algorithm(key):

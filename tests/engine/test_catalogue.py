@@ -270,6 +270,7 @@ FORMULAS = {
 }
 
 
+@pytest.mark.half
 @pytest.mark.no_cover
 @EVERY_FORMAT
 @pytest.mark.parametrize("key", FORMULAS)
@@ -305,6 +306,7 @@ def tame(fmt, rows, n, seed):
     return round_array(np.clip(sigma * generator.standard_normal((rows, n)), -limit, limit), fmt)
 
 
+@pytest.mark.half
 @pytest.mark.no_cover
 @EVERY_FORMAT
 @claimed("finite")

@@ -284,6 +284,7 @@ def test_ones_that_never_stall_are_told(monkeypatch):
     assert row.beyond.startswith(f"it holds for every count up to {limits._FEW} and for powers of two up to 8192")
 
 
+@pytest.mark.half
 @pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("summation", "fmt"),

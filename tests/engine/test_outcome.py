@@ -255,6 +255,7 @@ def test_plain_axes_are_what_is_left_out(key):
     assert [o.arithmetic for o in plain.outcomes] == [Axes(fmt, "numpy", "gradual", False, fmt, "infinity") for fmt in formats]
 
 
+@pytest.mark.half
 @pytest.mark.no_cover
 @pytest.mark.parametrize("fmt", list(FORMATS))
 @pytest.mark.parametrize("key", list(VARIANTS))

@@ -128,6 +128,7 @@ def kinds_of_rows(fmt, n, rng):
     yield np.ones(n)
 
 
+@pytest.mark.half
 @pytest.mark.no_cover
 @EVERY_FORMAT
 @pytest.mark.parametrize("name", REFERENCE)

@@ -332,6 +332,7 @@ def seed_of(task, fmt):
 # ---- the same figures ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.half
 @every_format
 @every_task
 def test_figures_of_logits_of_every_kind(task, fmt):
@@ -340,6 +341,7 @@ def test_figures_of_logits_of_every_kind(task, fmt):
     compare(task, FORMATS[fmt], kinds, seed, lambda k, count: [(k + seed) % count])
 
 
+@pytest.mark.half
 @pytest.mark.no_cover
 @every_format
 @every_task
@@ -401,6 +403,7 @@ def test_figures_of_a_row_longer_than_a_chunk(task, monkeypatch):
     assert_same(run(stable(problem.op), problem, fmt), Truth(problem, fmt), "long")
 
 
+@pytest.mark.half
 @pytest.mark.no_cover
 @every_format
 @every_task
@@ -482,6 +485,7 @@ ALIKE = {
 }
 
 
+@pytest.mark.half
 @every_format
 @every_task
 def test_figures_where_many_elements_are_open_or_tie(task, fmt, monkeypatch):
@@ -627,6 +631,7 @@ def test_a_constant_grad_output_has_no_gradient():
 # ---- tiers -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.half
 @every_format
 @every_task
 def test_figures_where_the_fast_tiers_decide_little(task, fmt):
@@ -662,6 +667,7 @@ def undecided(monkeypatch, below):
     monkeypatch.setattr(Survey, "_mean", never)
 
 
+@pytest.mark.half
 @every_format
 @every_task
 def test_an_open_mean_takes_everything_to_the_next_tier_and_at_last_to_the_exact_path(task, fmt, monkeypatch):
@@ -733,6 +739,7 @@ def _batch(task, fmt):
     return truth, round_array(np.where(rng.random(truth.shape) < 0.1, 0.3, widen(truth.rounded())), form)
 
 
+@pytest.mark.half
 @pytest.mark.no_cover
 @every_format
 @every_task
@@ -758,6 +765,7 @@ def elsewhere(function, arguments):
     return [pickle.loads(pickle.dumps(function(pickle.loads(pickle.dumps(argument))))) for argument in arguments]
 
 
+@pytest.mark.half
 @pytest.mark.no_cover
 @every_format
 @every_task

@@ -115,6 +115,7 @@ def binade(ball):
     return judge.floor_log2(low)
 
 
+@pytest.mark.half
 @pytest.mark.parametrize(("fmt", "op"), CASES)
 def test_truth_is_what_the_judge_says_on_random_and_adversarial_rows(fmt, op):
     assert compare_with_judge(fmt, op, 0) > 60

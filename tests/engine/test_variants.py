@@ -162,6 +162,7 @@ def row_by_row(function, *tensors):
 # The rules.
 
 
+@pytest.mark.half
 @pytest.mark.no_cover
 @EVERY_FORMAT
 @pytest.mark.parametrize("key", FORMULAS)
@@ -175,6 +176,7 @@ def test_a_variant_is_bit_for_bit_the_plain_numpy_formula_on_each_row(key, fmt):
             assert same_bits(got, row_by_row(FORMULAS[key], case.x, *tensors)), case.x.shape
 
 
+@pytest.mark.half
 @pytest.mark.no_cover
 @EVERY_FORMAT
 @EVERY_VARIANT

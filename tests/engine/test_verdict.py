@@ -93,6 +93,7 @@ def test_fast_tiers_and_exact_path_rule_alike():
         assert forced.tolerated() == exact.tolerated()
 
 
+@pytest.mark.half
 @pytest.mark.no_cover
 @pytest.mark.parametrize("n", [2, 270])
 @pytest.mark.parametrize("fmt", ["float16", "bfloat16", "float32", "float64"])
