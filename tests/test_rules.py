@@ -38,7 +38,7 @@ def compared(seed):
 
 @pytest.mark.parametrize("part", range(4))
 def test_verdicts_are_those_of_the_rules(part):
-    counts = Counter(compared(seed) for seed in range(25 * part, 25 * part + 25))
+    counts = Counter(compared(seed) for seed in range(15 * part, 15 * part + 15))
     assert {found[0] for found in counts if found} == {"pass", "fail", "inconclusive"}
     assert counts[None] < 3
 
@@ -72,7 +72,7 @@ def test_mutants_of_every_family_fail(family):
     """But of logits that differ by an ulp, of which uniform and rolled ones are nearly right."""
     for op, fmt in (("softmax", "float16"), ("log_softmax", "float32")):
         near = FIVE[1:3] if family == "near_exp_limit" else ()
-        assert {verdict for name, verdict in mutated(family, op, fmt, 20).items() if name not in near} <= {"fail"}
+        assert {verdict for name, verdict in mutated(family, op, fmt, 12).items() if name not in near} <= {"fail"}
 
 
 @pytest.mark.soak

@@ -93,7 +93,7 @@ def may_be_near(what):
 
 @pytest.mark.parametrize("part", range(4))
 def test_what_is_right_passes(part):
-    for seed in range(25 * part, 25 * part + 25):
+    for seed in range(15 * part, 15 * part + 15):
         assert set(judged(seed, 1024).values()) == {"pass"}, judged(seed, 1024)
 
 
@@ -105,13 +105,13 @@ def test_beside_overflow_to_nan_both_sides_are_right(seed):
 
 @pytest.mark.parametrize("part", range(4))
 def test_what_is_broken_does_not_pass(part):
-    for seed in range(3 * part, 3 * part + 3):
+    for seed in range(2 * part, 2 * part + 2):
         assert "pass" not in (found := tried(seed)).values(), found
 
 
 @pytest.mark.parametrize("part", range(4))
 def test_mutants_fail(part):
-    for seed in range(4 * part, 4 * part + 4):
+    for seed in range(2 * part, 2 * part + 2):
         for what, verdict in mutated(seed, 600).items():
             assert verdict in ("fail", "equivalent") or (verdict != "pass" and may_be_near(what)), (what, verdict)
 

@@ -369,7 +369,7 @@ def test_large_inputs_use_every_core_unless_told_otherwise(monkeypatch, splits):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(5))
     for row in ("1,2,3", "1,2,3,4"):
         for told in ((), ("--processes", 1), ("--processes", 3)):
-            evaluate("--logits", row, *told)
+            evaluate("--logits", row, "--variant", "shifted", *told)
             measure("--logits", row, "--output", row, *told)
     assert splits == [1, 1, 1, 1, 3, 3, 5, 5, 1, 1, 3, 3]
 
@@ -1284,7 +1284,7 @@ def test_a_service_is_asked_for_what_the_options_say(tmp_path, monkeypatch):
     for name, tensor in (("x", np.zeros((300, 400))), ("mask", mask), ("weights", weights)):
         np.save(tmp_path / f"{name}.npy", tensor)
     monkeypatch.setattr(cli.client, "_multipart", lambda request, tensors: asked.append((json.loads(request), tensors)) or ("", []))
-    monkeypatch.setattr(cli.client, "_asked", lambda *_: {"verdict": "inconclusive"})
+    monkeypatch.setattr(cli.client, "_asked", lambda *_: (200, {}, b'{"verdict": "inconclusive"}'))
     files = [f"--{name}={tmp_path / name}.npy" for name in ("mask", "weights")]
     x, output = f"--logits={tmp_path / 'x.npy'}", f"--output={tmp_path / 'x.npy'}"
     options = ("--sink", "1", "--worst", "3", "--sample-rows", "2", "--invariant", "argmax", "--axis", "1", "--json")

@@ -97,7 +97,12 @@ def test_a_seed_alone_is_no_sample(stored):
 @pytest.mark.parametrize(("given", "sent"), [(None, {}), (10, {"sample": {"rows": 10}}), (SAMPLE, {"sample": SAMPLE})])
 def test_a_sample_is_sent(monkeypatch, stored, given, sent):
     asked = []
-    monkeypatch.setattr(client, "_asked", lambda url, key, kind, body, timeout: asked.append(b"".join(body)) or told(X, P))
+
+    def answered(url, method, path, headers, body, timeout):
+        asked.append(b"".join(body))
+        return 200, {}, json.dumps(told(X, P)).encode()
+
+    monkeypatch.setattr(client, "_asked", answered)
     client.verify("softmax", X, P, sample=given)
     if given is SAMPLE:
         CliRunner().invoke(cli.main, [*stored, "--url", "http://localhost", "--sample-rows", "10", "--sample-seed", "3"])
