@@ -26,20 +26,15 @@ def unmeasured() -> Iterator[None]:
         measuring.start()
 
 
-FEW, STRIDE, GOLDEN = 6, 3, 0.6180339887498949
+GOLDEN = 0.6180339887498949
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Of a test marked `half` each second combination of its parameters is for `make soak`, spread evenly over all of them.
-
-    Of the others with many parameters each third counts as covering: the rest run all the same, in half the time.
-    """
+    """Of a test marked `half` each second combination of its parameters is for `make soak`, spread evenly over all of them."""
     place: Counter[str] = Counter()
     for item in items:
         function = item.nodeid.partition("[")[0]
         place[function] += 1
         if item.get_closest_marker("half") and place[function] * GOLDEN % 1 >= 0.5:
             item.add_marker(pytest.mark.soak)
-        elif place[function] > FEW and place[function] % STRIDE:
-            item.add_marker(pytest.mark.no_cover)

@@ -546,6 +546,7 @@ def test_where_a_step_overflows_a_narrow_format_there_is_no_bound(key, row):
     assert (bound_of(key, row, FORMATS["float8_e4m3fn"], accumulator="float32") == INF).all()
 
 
+@pytest.mark.half
 @pytest.mark.parametrize("exp", ["numpy", "correct", "exp2"])
 @pytest.mark.parametrize("fma", [False, True])
 def test_where_the_declared_algorithm_gives_nan_there_is_no_bound(exp, fma):

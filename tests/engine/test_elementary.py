@@ -58,6 +58,7 @@ def numbers(fmt):
     return from_ordinals(np.concatenate([at - 1, at, at + 1]), fmt)
 
 
+@pytest.mark.half
 @pytest.mark.no_cover
 @EVERY_FORMAT
 @POWERS

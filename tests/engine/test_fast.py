@@ -540,6 +540,7 @@ def judged(truth, up, place, hi, lo, radius, masked):
     return float(error) / radius if radius else 0.0
 
 
+@pytest.mark.half
 @pytest.mark.no_cover
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("op", OPS)

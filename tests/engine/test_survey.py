@@ -444,6 +444,7 @@ def rivals(op, rng, loose, tight, n):
     return Problem(op, x, None, extra)
 
 
+@pytest.mark.half
 @pytest.mark.no_cover
 @pytest.mark.parametrize(("loose", "tight"), [(2, 37), (37, 2)], ids=["looser first", "looser last"])
 @pytest.mark.parametrize("op", ["cross_entropy_grad", "softmax_vjp"])
@@ -519,6 +520,7 @@ def _figures_are_the_same(task, fmt, kind, seed):
             assert taken.certificate().tiers.get("T3", 0) <= 4
 
 
+@pytest.mark.half
 @pytest.mark.parametrize("held", ["float32", "float64"])
 @pytest.mark.parametrize("fmt", ["float16", "float32", "float64"])
 def test_gradients_of_saturated_rows_are_not_left_to_mpmath(fmt, held):

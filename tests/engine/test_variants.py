@@ -211,6 +211,7 @@ def test_the_result_has_the_ops_shape_and_keeps_the_format(variant, fmt):
             assert result.shape == OPS[variant.op].output_shape(shape)
 
 
+@pytest.mark.half
 @pytest.mark.no_cover
 @EVERY_FORMAT
 @EVERY_VARIANT
