@@ -480,7 +480,6 @@ def compare(fmt, op, seed, specials):
     assert set(got) == set(expected)
 
 
-@pytest.mark.half
 @pytest.mark.no_cover
 @pytest.mark.parametrize("specials", [False, True])
 @pytest.mark.parametrize("op", judge.OPS)
