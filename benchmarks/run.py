@@ -311,13 +311,19 @@ ALONE: dict[str, Callable[[], Iterator[str]]] = {
 }
 
 
+ASKED = ("store",)
+"""Parts that are run only where they are asked for: they take long."""
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description="What is fast and how fast, as Markdown.")
     parser.add_argument("--only", choices=[*SERVED, *ALONE], help="one part alone")
     only = parser.parse_args().only
     print(machine(), flush=True)
-    for line in itertools.chain(_served(only), *(part() for name, part in ALONE.items() if only in (None, name))):
+    for line in itertools.chain(
+        _served(only), *(part() for name, part in ALONE.items() if only == name or (only is None and name not in ASKED))
+    ):
         print(line, flush=True)
 
 

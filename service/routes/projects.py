@@ -64,7 +64,7 @@ async def add_run(request: Request, project: Project) -> Response:
         if once.before is None:
             posted = await _posted(request, "run", body, project)
             told = once.told(201, {**posted.row(), "report": f"/v1/reports/{posted.new.id}"})
-            once.before = await _write(request, lambda store: store.add(posted.new, told=told) or told)
+            once.before = await _write(request, lambda store: store.add(posted.new, told=once.kept(told)) or told)
         return once.answer(f"/v1/projects/{project}/runs/{{id}}")
 
 
@@ -114,7 +114,7 @@ async def check(request: Request, project: Project) -> Response:
                 if treatments["new"] == "create" and pointer is None and not runs.failing(posted.kept()):
                     reason = "created, as the policy of the suite says"
                     move = NewMove(project, asked["baseline"], posted.branch, posted.new.id, reason, holder.name, posted.new.at)
-                return store.add(posted.new, made.new, move, told, first=True) or told
+                return store.add(posted.new, made.new, move, once.kept(told), first=True) or told
 
             once.before = await _write(request, keep)
         return once.answer("/v1/reports/{id}")
@@ -186,7 +186,7 @@ async def move_baseline(request: Request, project: Project, name: Name) -> Respo
                     moved = {"branch": branch, "run": row["id"], "was": was, "reason": asked.reason, "by": holder.name, "at": at}
                     told = once.told(200, {"name": name, **moved})
                     try:
-                        return store.add(move=move, told=told) or told
+                        return store.add(move=move, told=once.kept(told)) or told
                     except Conflict:
                         if asked.expected is not None:
                             raise
@@ -218,7 +218,7 @@ async def compare(request: Request, project: Project, name: Name) -> Response:
                 kept = runs.read(document)
                 made = _compared(project, kept, was, name, pointer, treatments, asked.partial, asked.rules)
                 told = once.told(201, made.answer)
-                return store.add(comparison=made.new, told=told) or told
+                return store.add(comparison=made.new, told=once.kept(told)) or told
 
             once.before = await _write(request, keep)
         return once.answer("/v1/reports/{id}")
@@ -360,7 +360,11 @@ class _Once:
     before: Told | None = None
 
     def told(self, status: int, answer: Mapping[str, Any]) -> Told:
-        return Told(self.holder, self.key or new_id("once"), self.request, status, json.dumps(answer), now())
+        return Told(self.holder, self.key or "", self.request, status, json.dumps(answer), now())
+
+    def kept(self, told: Told) -> Told | None:
+        """What is to be kept of an answer: all of it where there is a key by which it can be asked for again."""
+        return told if self.key is not None else None
 
     def answer(self, location: str | None = None) -> Response:
         assert self.before is not None

@@ -274,6 +274,12 @@ def test_the_same_request_again_is_answered_and_not_done_again(kept, project, is
     is_problem(elsewhere, 422)
 
 
+def test_without_a_key_every_request_is_one_of_its_own(kept, project):
+    first, second = (post(kept, project, [case("a")]) for _ in range(2))
+    assert first["run"] != second["run"]
+    assert len(kept.get(f"{project}/runs").json()["runs"]) == 2
+
+
 def test_the_same_request_at_once_is_done_once(kept, project):
     headers = {"Idempotency-Key": f"at-once-{project.rpartition('/')[2]}-{kept.base_url.port}"}
     body = {"branch": "main", "cases": [case(f"case {i}") for i in range(50)]}
