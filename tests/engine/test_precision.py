@@ -173,6 +173,21 @@ def test_signed_terms_that_cancel_raise_the_precision():
         assert arb(lo) * arb(2) ** exp <= expected <= arb(hi) * arb(2) ** exp
 
 
+def test_gradients_whose_weighted_sum_cancels_raise_the_precision():
+    # sum_v g_v exp(x_v) cancels to some 2^-250, term by term; 141 bits do not tell its sign
+    x = np.arange(0.0, -7.0, -1.0)
+    with ctx.workprec(3000):
+        e = [arb(v).exp() for v in x.tolist()]
+        g, rest = [0.0, 1.0], e[1]
+        for term in e[2:]:
+            g.append(float(-rest / term))
+            rest += arb(g[-1]) * term
+        assert abs(rest) < arb(2) ** -200
+        truth = Truth(Problem("softmax_vjp", x, grad_output=np.array(g)), FORMATS["float64"])
+        lo, hi, exp = truth.row(0, 80)[0]
+        assert arb(lo) * arb(2) ** exp <= -rest / sum(e) ** 2 <= arb(hi) * arb(2) ** exp
+
+
 # Decimals, hex, log
 
 
