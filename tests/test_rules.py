@@ -38,7 +38,7 @@ def compared(seed):
 
 @pytest.mark.parametrize("part", range(4))
 def test_verdicts_are_those_of_the_rules(part):
-    counts = Counter(compared(seed) for seed in range(15 * part, 15 * part + 15))
+    counts = Counter(compared(seed) for seed in range(9 * part, 9 * part + 9))
     assert {found[0] for found in counts if found} == {"pass", "fail", "inconclusive"}
     assert counts[None] < 3
 
@@ -72,7 +72,7 @@ def test_mutants_of_every_family_fail(family):
     """But of logits that differ by an ulp, of which uniform and rolled ones are nearly right."""
     for op, fmt in (("softmax", "float16"), ("log_softmax", "float32")):
         near = FIVE[1:3] if family == "near_exp_limit" else ()
-        assert {verdict for name, verdict in mutated(family, op, fmt, 12).items() if name not in near} <= {"fail"}
+        assert {verdict for name, verdict in mutated(family, op, fmt, 6).items() if name not in near} <= {"fail"}
 
 
 @pytest.mark.soak
@@ -113,7 +113,7 @@ def test_faithful_is_one_of_the_two_neighbours(other, rows, step, verdict):
 
 def test_errors_too_small_to_be_seen_are_beyond_a_tolerance_of_nothing():
     """By the fast tiers, for which c - T is 0 there."""
-    x = np.zeros((60, 10), np.float32)
+    x = np.zeros((2, 300), np.float32)
     x[:, 3] = 1e4
     problem, output = Problem("softmax", x), np.float32(x > 0)
     assert verify(problem, output, Gate("correctly_rounded")).verdict == "pass"

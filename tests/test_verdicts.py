@@ -93,7 +93,7 @@ def may_be_near(what):
 
 @pytest.mark.parametrize("part", range(4))
 def test_what_is_right_passes(part):
-    for seed in range(15 * part, 15 * part + 15):
+    for seed in range(9 * part, 9 * part + 9):
         assert set(judged(seed, 1024).values()) == {"pass"}, judged(seed, 1024)
 
 
@@ -109,11 +109,10 @@ def test_what_is_broken_does_not_pass(part):
         assert "pass" not in (found := tried(seed)).values(), found
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_mutants_fail(part):
-    for seed in range(2 * part, 2 * part + 2):
-        for what, verdict in mutated(seed, 600).items():
-            assert verdict in ("fail", "equivalent") or (verdict != "pass" and may_be_near(what)), (what, verdict)
+@pytest.mark.parametrize("seed", range(4))
+def test_mutants_fail(seed):
+    for what, verdict in mutated(seed, 600).items():
+        assert verdict in ("fail", "equivalent") or (verdict != "pass" and may_be_near(what)), (what, verdict)
 
 
 @pytest.mark.soak

@@ -165,7 +165,7 @@ def test_what_no_declaration_allows_alone_is_said():
     x[0, 1:] = -np.linspace(2, 9, 59)
     problem = Problem("softmax", x.astype(np.float16))
     kinds = set()
-    for factor in np.linspace(1, 1.02, 60)[::5]:
+    for factor in np.linspace(1, 1.02, 60)[5::10]:
         output = (right("softmax", x.astype(np.float16).astype(np.float32)) * np.float32(factor)).astype(np.float16)
         found = verify(problem, output)
         kinds |= {finding.detail.rpartition("; ")[2] for finding in found.findings if finding.kind == "between"}
@@ -173,13 +173,13 @@ def test_what_no_declaration_allows_alone_is_said():
 
 
 def test_far_rows_are_held_against_tolerances_without_a_bound():
-    x = np.array([[0.0, -1e300, 1e308, 5.0]] * 200)
+    x = np.array([[0.0, -1e300, 1e308, 5.0]] * 130)
     x[::2] = np.linspace(0, 3, 4)
     output = evaluate(Problem("log_softmax", x), ["float64"], ["shifted"], include=["values"]).outcomes[0].values
     output[3, 0] *= 1.5
     found = verify(Problem("log_softmax", x), output, Gate("allclose", {"rtol": 1e-3, "atol": 1e-3}))
     assert found.verdict == "fail"
-    assert "1 of 800 elements are beyond the gate allclose" in found.findings[0].detail
+    assert "1 of 520 elements are beyond the gate allclose" in found.findings[0].detail
     short = verify(Problem("log_softmax", x), output, Gate("allclose", {"rtol": 1e-17, "atol": 0.0}))
     assert (short.verdict, short.findings[0].kind) == ("inconclusive", "short")  # there is no bound of what is beyond 2^1020
 

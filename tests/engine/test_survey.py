@@ -353,6 +353,7 @@ def test_figures_of_outputs_of_every_kind(task, fmt):
         compare(task, FORMATS[fmt], {name: make}, seed + k, lambda _, count, k=k: range(k // 16, count, 6))
 
 
+@pytest.mark.half
 @every_format
 @every_task
 def test_figures_of_adversarial_rows(task, fmt):

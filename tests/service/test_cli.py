@@ -288,8 +288,8 @@ def test_a_reader_that_leaves_is_no_finding():
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(("limit", "complaint"), [("ulimit -f 400; trap '' XFSZ; ", "File too large"), ("", "")])
 def test_an_answer_is_written_whole_or_is_no_success(tmp_path, unbuffered, limit, complaint):
-    """A megabyte and a half; unbuffered, a write takes what there is room for."""
-    asked = "evaluate --op softmax --family gaussian --rows 100 --n 100 --include values --json"
+    """Half a megabyte; unbuffered, a write takes what there is room for."""
+    asked = "evaluate --op softmax --family gaussian --rows 40 --n 100 --include values --json"
     script = f"{limit}{sys.executable} -m service.cli {asked} > {tmp_path / 'answer'}"
     env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
@@ -300,7 +300,7 @@ def test_an_answer_is_written_whole_or_is_no_success(tmp_path, unbuffered, limit
     else:
         assert (done.returncode, done.stderr) == (0, "")
         assert len(written) > 400 * 1024
-        assert json.loads(written)["rows"] == 100
+        assert json.loads(written)["rows"] == 40
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
