@@ -408,8 +408,10 @@ def _held(values: Array, fmt: Format) -> bool:
 
 
 def _flushed(posted: Posted) -> Iterator[Finding]:
-    """Subnormal results that are all 0."""
+    """Subnormal results that are all 0, unless normal ones are too."""
     m, fmt = posted.metrics, posted.truth.fmt
+    if m.false_zero_count and m.zero_count == m.n:
+        return
     early = m.underflow_premature - m.false_zero_count
     if early > 0 and m.subnormal_count == 0 and posted.truth.op.name in ("softmax", "cross_entropy_grad", "softmax_jacobian"):
         detail = (

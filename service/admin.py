@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,12 @@ def _store() -> Iterator[Store]:
         raise (Failed if isinstance(error, Full) else Refused)(": ".join(filter(None, (str(error), error.reason)))) from None
 
 
+def _a_number(_: click.Context, __: click.Parameter, days: float | None) -> float | None:
+    if days is not None and math.isnan(days):
+        raise click.BadParameter("nan is no number of days")
+    return days
+
+
 @click.group()
 def keys() -> None:
     """Keys that let others use a service: create, list, revoke. SOFTGAUGE_DATA_DIR or SOFTGAUGE_DATABASE_URL says of which."""
@@ -47,7 +54,7 @@ def keys() -> None:
 @keys.command()
 @click.option("--name", required=True, help="Whose it is, or what for.")
 @click.option("--scope", type=click.Choice(SCOPES), default="write", show_default=True, help="What it may do.")
-@click.option("--days", type=click.FloatRange(0, 36_500, min_open=True), help="Until it expires.  [default: never]")
+@click.option("--days", type=click.FloatRange(0, 36_500, min_open=True), callback=_a_number, help="Until it expires.  [default: never]")
 def create(name: str, scope: str, days: float | None) -> None:
     """Make a key. It is printed once, and kept as its SHA-256 alone."""
     if not name.strip() or not name.isprintable() or len(name) > 100:
@@ -103,7 +110,7 @@ def every() -> None:
 
 @projects.command()
 @click.argument("project")
-@click.option("--days", type=click.FloatRange(0), required=True, help="Runs that are older go.")
+@click.option("--days", type=click.FloatRange(0, 36_500), required=True, callback=_a_number, help="Runs that are older go.")
 @click.option("--keep", type=click.IntRange(0), default=100, show_default=True, help="Of each branch, the newest stay.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 def prune(project: str, days: float, keep: int, dry_run: bool) -> None:

@@ -252,7 +252,12 @@ def svg(answer: Answer) -> str:
 
 def _length(ulps: object) -> float:
     """Of a bar: as long as can be where nothing is finite."""
-    return float(ulps) if isinstance(ulps, int | float) else math.inf
+    return drawn(float(ulps)) if isinstance(ulps, int | float) else math.inf
+
+
+def drawn(ulps: float) -> float:
+    """An error as a scale has it: the powers of ten beside the ends of float64 are no float64 themselves."""
+    return min(max(ulps, 1e-300), 1e300) if 0 < ulps < math.inf else ulps
 
 
 def _svg(told: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from service.check_reports import STYLE, plain
+from service.check_reports import STYLE, drawn, plain
 from service.reports import short
 
 Point = Mapping[str, Any]
@@ -31,7 +31,7 @@ def plot(title: str, points: Sequence[Point], baseline_run: str | None = None, s
     """
     sizes = [_size(point["max_ulp"]) for point in points]
     finite = [size for size in sizes if size is not None and math.isfinite(size)]
-    scale = _Scale(finite)
+    scale = _Scale([drawn(size) for size in finite])
     step = (_WIDTH - _LEFT - _RIGHT) / max(len(points) - 1, 1)
     summary = _summary(points, finite)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img"'

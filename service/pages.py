@@ -12,10 +12,11 @@ from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Query, Request
+from fastapi import Path as Route
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, select_autoescape
 
-from service import check_reports, history, runs
+from service import check_reports, history, run_schemas, runs
 from service.compute import Pool
 from service.routes.contract import storing
 from service.schemas import EVALUATE_EXAMPLES
@@ -82,7 +83,8 @@ _CASES = 20  # of a page
 _POINTS = 100  # of a plot
 _TOLD = 12  # cases of the last verdict
 
-Branch = Annotated[str | None, Query(max_length=200)]
+Project = Annotated[str, Route(pattern=rf"^{run_schemas.ID}$", max_length=100)]
+Branch = Annotated[str | None, Query(pattern=rf"^({run_schemas.BRANCH})?$", max_length=200)]
 
 
 @router.get("/projects")
@@ -95,7 +97,7 @@ async def projects(request: Request) -> HTMLResponse:
 
 @router.get("/projects/{project}")
 async def project(
-    request: Request, project: str, branch: Branch = None, page: Annotated[int, Query(ge=1, le=10_000)] = 1
+    request: Request, project: Project, branch: Branch = None, page: Annotated[int, Query(ge=1, le=10_000)] = 1
 ) -> HTMLResponse:
     """The last verdict of a project, the history of each case, the moves of its baselines."""
     with storing():

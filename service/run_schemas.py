@@ -15,11 +15,14 @@ ID = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}"
 """Names that stand in paths: projects and baselines."""
 BRANCH = r"[A-Za-z0-9_][A-Za-z0-9 ._/+@#,=-]{0,199}"
 """Names of branches, commits and testbeds."""
+RUN = r"[!-~]{1,64}"
+"""Ids of runs, those that there are not too."""
 CASE = rf"{NAME}(\[[A-Za-z0-9 ._/+=,()-]{{1,200}}\])?"
 
 Branch = Annotated[str, Field(pattern=rf"^{BRANCH}$", max_length=200)]
 Said = Annotated[str, Field(pattern=rf"^({BRANCH})?$", max_length=200)]
 Name = Annotated[str, Field(pattern=rf"^{ID}$", max_length=100)]
+RunId = Annotated[str, Field(pattern=rf"^{RUN}$", max_length=64)]
 Reason = Annotated[Text, Field(min_length=1)]
 
 
@@ -100,10 +103,10 @@ class CheckRequest(RunRequest):
 class MoveRequest(_Strict):
     """Where a baseline is to point, and why."""
 
-    run_id: Annotated[str, Field(min_length=1, max_length=64)]
+    run_id: RunId
     reason: Reason = Field(description="In words, for those who ask later.")
     branch: Branch | None = Field(default=None, description="Whose baseline; that of the run, if left out.")
-    expected: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+    expected: RunId | None = Field(
         default=None, description="The run that it has to point to until now; else nothing is moved (409)."
     )
 
@@ -111,7 +114,7 @@ class MoveRequest(_Strict):
 class CompareRequest(_Strict):
     """A run that is compared with a baseline, by rules of its own perhaps."""
 
-    run_id: Annotated[str, Field(min_length=1, max_length=64)]
+    run_id: RunId
     rules: dict[Annotated[str, Field(max_length=320)], RulesModel] = Field(
         default={},
         max_length=100,

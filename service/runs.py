@@ -127,7 +127,7 @@ def compared(
 
 
 def _rules(name: str, row: Result, given: Mapping[str, RulesModel]) -> engine.Rules:
-    return next((found.rules() for pattern, found in given.items() if fnmatchcase(name, pattern)), row.rules)
+    return next((found.rules() for pattern, found in given.items() if name == pattern or fnmatchcase(name, pattern)), row.rules)
 
 
 def judged(now: Kept) -> dict[str, Any]:

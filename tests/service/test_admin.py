@@ -61,6 +61,7 @@ def test_a_new_key_is_kept_nowhere(run):
         ("--name", "x" * 101),
         ("--name", "x", "--scope", "root"),
         ("--name", "x", "--days", "0"),
+        ("--name", "x", "--days", "nan"),
         (),
     ],
 )
@@ -70,6 +71,11 @@ def test_what_is_no_key_is_refused(run, words):
 
 def test_projects_are_listed(run, kept):
     assert run("projects", "list").stdout == f"attention  5 runs, the last {OLD}  not compared yet\n"
+
+
+@pytest.mark.parametrize("days", ["-1", "nan", "1e9"])
+def test_days_that_no_calendar_has_are_refused(run, kept, days):
+    assert run("projects", "prune", "attention", "--days", days).exit_code == 2
 
 
 def test_prune_says_what_it_would_remove_and_removes_just_that(run, kept):

@@ -52,7 +52,19 @@ def test_errors_far_apart_are_drawn_by_their_logarithms():
 
 
 @pytest.mark.parametrize(
-    "sizes", [[0.0], [0.0, 0.0, 5.0], [1e-300, 1e300], [math.inf], [math.nan, None], [0.1] * 1000, [5e-324, 1e308, 0.0]]
+    "sizes",
+    [
+        [0.0],
+        [0.0, 0.0, 5.0],
+        [1e-300, 1e300],
+        [math.inf],
+        [math.nan, None],
+        [0.1] * 1000,
+        [5e-324, 1e308, 0.0],
+        [5e-324],
+        [1.7e308],
+        [1e307, 1.7e308],
+    ],
 )
 def test_any_errors_lie_inside_the_picture(sizes):
     svg = drawn([point(size, run=f"run-{i}") for i, size in enumerate(sizes)])

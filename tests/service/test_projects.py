@@ -153,8 +153,17 @@ def test_a_run_is_compared_by_other_rules(kept, project, is_problem):
     assert (eased.status_code, eased.json()["verdict"]) == (201, "pass")
     assert eased.headers["location"] == eased.json()["report"]
     assert "no run of project" in is_problem(kept.post(url, json={"run_id": "run-0"}), 422)["errors"][0]["detail"]
+    is_problem(kept.post(url, json={"run_id": "run-\0"}), 422)
     rules = {"rules": {"*": {"slack": {"max_ulps": 1}}}}
     assert is_problem(kept.post(url, json={"run_id": worse["run"], **rules}), 422)["errors"][0]["pointer"].startswith("/rules")
+
+
+def test_a_rule_is_for_a_name_with_its_parameters_too(kept, project):
+    name = "a[format=float32]"
+    post(kept, project, [case(name)], policy={"new": "create"})
+    worse = post(kept, project, [case(name, 1, digest="1" * 64)])
+    asked = {"run_id": worse["run"], "rules": {name: {"slack": {"max_ulp": 1.5}}}}
+    assert kept.post(f"{project}/baselines/default/compare", json=asked).json()["verdict"] == "pass"
 
 
 def test_what_was_not_run_is_missing_unless_it_is_said(kept, project):
@@ -243,6 +252,12 @@ def test_what_is_no_run_is_refused_in_its_place(kept, project, is_problem, chang
         ("GET", f"/v1/reports/cmp-{'0' * 32}", 404),
         ("DELETE", "/v1/projects/examples/runs", 405),
         ("PUT", "/v1/projects/examples/baselines/a%20b", 422),
+        ("GET", "/v1/projects/examples/runs/%00", 422),  # PostgreSQL has no text with a NUL
+        ("GET", "/v1/projects/examples/history?case=%00", 422),
+        ("GET", "/v1/projects/examples/runs?branch=%00", 422),
+        ("GET", "/projects/%00", 422),
+        ("GET", "/projects/examples?branch=%00", 422),
+        ("GET", "/projects/nowhere", 404),
     ],
 )
 def test_what_is_not_there_is_a_problem(kept, is_problem, method, path, status):
