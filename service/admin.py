@@ -54,7 +54,9 @@ def keys() -> None:
 @keys.command()
 @click.option("--name", required=True, help="Whose it is, or what for.")
 @click.option("--scope", type=click.Choice(SCOPES), default="write", show_default=True, help="What it may do.")
-@click.option("--days", type=click.FloatRange(0, 36_500, min_open=True), callback=_a_number, help="Until it expires.  [default: never]")
+@click.option(
+    "--days", type=click.FloatRange(0, 36_500, min_open=True), callback=_a_number, help="Until it expires.  [default: never]"
+)
 def create(name: str, scope: str, days: float | None) -> None:
     """Make a key. It is printed once, and kept as its SHA-256 alone."""
     if not name.strip() or not name.isprintable() or len(name) > 100:

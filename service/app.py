@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -151,8 +152,10 @@ def serve(settings: Settings) -> None:
     """Listen until told to stop. Raises SettingsError for an address that may not be listened on."""
     logs.to_stderr()
     check_binding(settings, _prepared(settings))
+    app = create_app(settings)
+    gc.freeze()  # so that only what requests leave is looked through
     uvicorn.run(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
 import engine
@@ -83,8 +84,17 @@ def document(head: Mapping[str, Any], cases: Sequence[bytes]) -> bytes:
     return b"\n".join((_json({"format": FORMAT, **head}), *cases)) + b"\n"
 
 
+_REMEMBERED = 1 << 20
+"""Bytes of a document that is remembered as it was read, since every run of a branch is held against the same baseline."""
+
+
 def read(kept: bytes) -> Kept:
-    """A document, as it was written here. Line by line: one long text would hold up every other thread."""
+    """A document, as it was written here; nobody changes what is returned."""
+    return _remembered(kept) if len(kept) <= _REMEMBERED else _read(kept)
+
+
+def _read(kept: bytes) -> Kept:
+    """Line by line: one long text would hold up every other thread."""
     first, *rest = kept.splitlines()
     results = {}
     for line in rest:
@@ -94,6 +104,9 @@ def read(kept: bytes) -> Kept:
         said = (row["worst"], tuple(row["findings"]), tuple(row["faults"]), tuple(row["tags"]))
         results[row["name"]] = Result(entry(Known.model_validate(row["entry"])), *said, source, rules)
     return Kept(json.loads(first), results)
+
+
+_remembered = lru_cache(maxsize=8)(_read)
 
 
 def plain(kept: bytes) -> dict[str, Any]:

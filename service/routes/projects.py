@@ -80,7 +80,9 @@ async def list_runs(
 
 
 @router.get("/{project}/runs/{run}", operation_id="read_run", summary="A run", responses=returns(run_schemas.RunResponse, *_READS))
-async def read_run(request: Request, project: Project, run: Annotated[str, Path(pattern=rf"^{run_schemas.RUN}$", max_length=64)]) -> Response:
+async def read_run(
+    request: Request, project: Project, run: Annotated[str, Path(pattern=rf"^{run_schemas.RUN}$", max_length=64)]
+) -> Response:
     """A run as it was kept: its header, and what each case came to."""
     found = await _read(request, lambda store: runs.plain(store.run(project, run)[1]))
     return JSONResponse(found)
@@ -238,7 +240,9 @@ _KINDS = ("application/json", "text/csv", "image/svg+xml")
 async def read_history(
     request: Request,
     project: Project,
-    case: Annotated[str | None, Query(pattern=r"^[ -~]*$", max_length=320, description="Its name; left out: the names of all.")] = None,
+    case: Annotated[
+        str | None, Query(pattern=r"^[ -~]*$", max_length=320, description="Its name; left out: the names of all.")
+    ] = None,
     branch: Branch = None,
     last: Annotated[int, Query(ge=1, le=1000, description="Runs.")] = 200,
     form: Annotated[

@@ -481,7 +481,9 @@ def test_markup_is_escaped_everywhere():
     jsonschema.validate(json.loads(check_reports.sarif(told)), json.loads((SCHEMAS / "sarif-2.1.0.json").read_text()))
 
 
-@pytest.mark.parametrize("values", [[], [0.0], [1.0], [None, "Infinity", 2.0], [1e9, 1e-9], [1.7e308, 5e-324], [float(99 - k) for k in range(100)]])
+@pytest.mark.parametrize(
+    "values", [[], [0.0], [1.0], [None, "Infinity", 2.0], [1e9, 1e-9], [1.7e308, 5e-324], [float(99 - k) for k in range(100)]]
+)
 def test_a_plot_of_anything(values):
     told = hostile()
     told["cases"] = [
