@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 import engine
 from service import tensors
@@ -32,7 +32,9 @@ _EXACT = 2**53
 _HEX = r"-?0x[01]\.?[0-9a-f]{0,13}p[+-][0-9]{1,4}"
 _LARGE = "[1-9][0-9]{15,18}"
 """An integer beyond those that every reader of JSON takes exactly, such as the distance of a float64 from 0."""
-Text = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
+LONGEST = 500
+"""Characters of a text."""
+Text = Annotated[str, Field(max_length=LONGEST, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
 _Digest = Annotated[str, Field(pattern=r"^[a-z0-9]+:[0-9a-f]{16,128}$")]
 _Number = (
     Annotated[str, Field(pattern=rf"^({_HEX}|Infinity|-Infinity|NaN|{_LARGE})$")] | Annotated[int, Field(ge=-_EXACT, le=_EXACT)]
@@ -101,6 +103,11 @@ def read(path: Path) -> Baseline:
             text = file.read(LARGEST + 1)
     except FileNotFoundError:
         return Baseline({})
+    return _parsed(path, text)
+
+
+def _parsed(path: Path, text: bytes) -> Baseline:
+    """What the bytes of a file hold. Raises BaselineError."""
     if len(text) > LARGEST:
         raise BaselineError(f"{path.name} has more than {LARGEST} bytes; split the suite")
     try:
@@ -158,6 +165,18 @@ def _number(value: int | str | None) -> int | float | None:
     return tensors.SPECIALS[value] if value in tensors.SPECIALS else float.fromhex(value)
 
 
+def is_text(told: str) -> bool:
+    """Whether a text can stand in a baseline: one line, not too long, nothing that a terminal obeys."""
+    try:
+        _TEXT.validate_python(told, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+_TEXT: TypeAdapter[str] = TypeAdapter(Text)
+
+
 def text(baseline: Baseline) -> str:
     """A baseline as it is stored: cases by name, entries by fingerprint, a line for each figure."""
     versions = baseline.versions or {}
@@ -211,11 +230,22 @@ def changing(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, baseline: Baseline) -> None:
-    """Replace the file: whoever reads it, and whatever happens meanwhile, has the old one or the new one. Raises OSError."""
+    """Replace the file: whoever reads it, and whatever happens meanwhile, has the old one or the new one.
+
+    Raises OSError, and BaselineError for what could not be read again.
+    """
+    try:
+        whole = text(baseline).encode()
+    except ValueError as error:  # a NaN or half a character among the settings
+        raise BaselineError(f"{path.name} is as it was: a setting of a case cannot be stored: {error}") from None
+    try:
+        _parsed(path, whole)
+    except BaselineError as error:
+        raise BaselineError(f"what would be written could not be read again, and the file is as it was: {error}") from None
     made = path.parent / f".{path.name}.{secrets.token_hex(8)}"
     try:
         with made.open("xb") as file:
-            file.write(text(baseline).encode())
+            file.write(whole)
             file.flush()
             os.fsync(file.fileno())
         os.replace(made, path)

@@ -10,7 +10,7 @@ from typing import Any
 
 import engine
 from service import suite
-from service.baseline import Baseline
+from service.baseline import LONGEST, Baseline
 from service.reports import short
 from service.split import Map
 from service.suite import Case, Suite, SuiteError
@@ -123,8 +123,7 @@ def _judged(work: Work) -> tuple[str, Result | None, str | None]:
 def _result(case: Case, known: Sequence[engine.Entry], testbed: str) -> Result:
     """What is known already of the same bits is not measured again."""
     problem, output = suite.tensors(case)
-    given = {"logits": problem.logits, "targets": problem.targets, "grad_output": problem.grad_output}
-    inputs = {name: engine.digest(tensor) for name, tensor in given.items() if tensor is not None}
+    inputs = _digests(problem)
     output_digest = engine.digest(output)
     made = case.variant is not None
     fingerprint = engine.fingerprint() if made else f"files{f' of {testbed}' * bool(testbed)}"
@@ -143,9 +142,17 @@ def _result(case: Case, known: Sequence[engine.Entry], testbed: str) -> Result:
         judged = engine.verify(problem, output, case.gate, case.nonfinite, worst=1, axis=case.axis)
         found, worst, verdict = judged.metrics, judged.worst, judged.verdict
         findings = tuple(finding.detail for finding in judged.findings[:FINDINGS])
+    if case.paths and (inputs, output_digest) != (_digests(problem), engine.digest(output)):
+        raise SuiteError(f"{case.name}: a file of it changed while it was measured; run this when the kernels have ended")
     now = dataclasses.replace(now, verdict=verdict, figures=engine.figures_of(found))
     told = _worst(*worst) if worst else None
     return Result(now, told, findings, _faults(case, problem, now, known) if made else ())
+
+
+def _digests(problem: engine.Problem) -> dict[str, str]:
+    """Of the tensors of a case, by name."""
+    given = {"logits": problem.logits, "targets": problem.targets, "grad_output": problem.grad_output}
+    return {name: engine.digest(tensor) for name, tensor in given.items() if tensor is not None}
 
 
 def _worst(found: engine.Worst) -> str:
@@ -184,7 +191,7 @@ def accepted(done: Run) -> tuple[dict[str, engine.Entry], list[str], list[str]]:
             continue
         else:
             entries[row.case] = done.results[row.case].entry
-        changed.append(f"{row.case}: {row.status}{_by_how_much(row)}")
+        changed.append(f"{row.case}: {row.status}{_by_how_much(row)}"[:LONGEST])
     return entries, gone, changed
 
 

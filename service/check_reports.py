@@ -17,7 +17,7 @@ MARKS = {"pass": "✅", "improved": "✅", "regressed": "❌", "failed": "❌", 
 MOST_BARS = 60
 MOST_ROWS = 200
 """Of a table in Markdown, which a page of a pull request has to hold."""
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]|##(?=\[)")
 
 
 def text(answer: Answer) -> str:
@@ -138,7 +138,7 @@ def sarif(answer: Answer) -> str:
                     }
                 }
             ],
-            "partialFingerprints": {"softgauge/v1": case["case"]},
+            "partialFingerprints": {"softgauge/v1": plain(case["case"])},
         }
         for case in answer["cases"]
         if case["counts"] and case["source"]
@@ -265,7 +265,7 @@ def _svg(told: str) -> str:
 
 
 def plain(told: str) -> str:
-    """Text without what neither XML nor a terminal should get."""
+    """Text without what neither XML nor a terminal should get, nor the log of a GitHub runner, which obeys ##[...] in any line."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", told)
 
 

@@ -465,6 +465,8 @@ def _left_out(name: str, value: object) -> bool:
 
 _NOT_HERE = "Compare with this baseline; with --url its name there.  [default: what the suite says, or default]"
 _ACCEPT = "Make what is there now the baseline; with --reason."
+_LONGEST_WORDS = 200
+"""Characters of a reason and of a testbed."""
 _TO = "to FILE, or without one to standard output instead of text."
 
 
@@ -532,7 +534,7 @@ def check(
     **reports_asked: str | None,
 ) -> None:
     """Run a suite and compare it with its baseline: 0 pass, 1 regressed or failed, 4 inconclusive or incomparable."""
-    _check_options(accept, reason, reports_asked)
+    _check_options(accept, reason, testbed, reports_asked)
     there = {"--project": project, "--branch": branch, "--started-from": started_from, "--commit": commit}
     if url is None and (stray := [name for name, value in there.items() if value is not None]):
         raise click.UsageError(f"{stray[0]} belongs to --url")
@@ -562,19 +564,22 @@ def check(
         raise Failed(str(error)) from None
     _written_reports(told, reports_asked)
     if "-" not in reports_asked.values():
-        _write(check_reports.text(told) + moved)
+        _write(check_reports.text(told) + check_reports.plain(moved))
     if github:
         _to_github(told)
     if not accept:
         raise click.exceptions.Exit(checking.EXIT[told["verdict"]])
 
 
-def _check_options(accept: bool, reason: str | None, reports_asked: dict[str, str | None]) -> None:
+def _check_options(accept: bool, reason: str | None, testbed: str, reports_asked: dict[str, str | None]) -> None:
     """Whether what is asked of `check` goes together."""
     if accept and not (reason or "").strip():
         raise click.UsageError('--accept needs --reason "...", which is kept beside what moved')
     if reason is not None and not accept:
         raise click.UsageError("--reason belongs to --accept")
+    for name, told in (("--reason", (reason or "").strip()), ("--testbed", testbed)):
+        if len(told) > _LONGEST_WORDS or not baselines.is_text(told):
+            raise click.UsageError(f"{name} is one line of at most {_LONGEST_WORDS} characters, none of them a control character")
     if len([name for name, to in reports_asked.items() if to == "-"]) > 1:
         raise click.UsageError("only one report goes to standard output: give the others a file, such as --junit=report.xml")
 

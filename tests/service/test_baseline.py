@@ -167,6 +167,23 @@ def test_no_room_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["b.json"]
 
 
+@pytest.mark.parametrize(
+    ("made", "saying"),
+    [
+        (Baseline({}, (replace(MOVE, reason="x" * 501),)), "could not be read again, and the file is as it was: b.json: 'moves'"),
+        (Baseline({"a": (replace(ENTRY, asked={"gate": float("nan")}),)}), "a setting of a case cannot be stored"),
+        (Baseline({"a": (replace(ENTRY, asked={"gate": "\ud800"}),)}), "a setting of a case cannot be stored"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(tmp_path, made, saying):
+    path = tmp_path / "b.json"
+    write(path, Baseline({"a": (ENTRY,)}))
+    before = path.read_bytes()
+    with pytest.raises(BaselineError, match=saying):
+        write(path, made)
+    assert path.read_bytes() == before
+
+
 def _add(path, name):
     with changing(path):
         found = read(path)

@@ -294,6 +294,27 @@ def test_an_output_of_another_format_is_another_case(repository):
         assert "other settings format" in run("--testbed", testbed, status=4).stdout
 
 
+def test_a_file_that_changes_while_it_is_measured_is_told(repository, monkeypatch):
+    written(repository, kernel(repository, gate='"none"', x=X, y=RIGHT))
+    measure = engine.measure
+
+    def meanwhile(*arguments, **options):
+        with open("y.npy", "r+b") as file:
+            file.seek(-4, os.SEEK_END)
+            file.write(b"\0\0\0\0")
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(engine, "measure", meanwhile)
+    assert "kernel: a file of it changed while it was measured" in run(status=2).stderr
+
+
+def test_a_long_name_that_is_gone_leaves_a_baseline_that_can_be_read(repository):
+    accepted(repository)
+    edited(repository, lambda text: text.replace('"library[format=float64]": [', f'"{"x" * 495}": [', 1))
+    run("--accept", "--reason", "it is gone", status=0)
+    assert baseline.read(repository / ".softgauge/baseline.json").moves[-1].changed[-1] == f"{'x' * 495}: mis"
+
+
 def test_only_some_cases(repository):
     accepted(repository, LIBRARY.replace("[case.grid]", 'tags = ["fast"]\n[case.grid]'))
     for name in ("*float32*", "library[format=float32]"):
@@ -317,6 +338,8 @@ def test_how_many_processes_does_not_matter(repository):
         (("--accept",), '--accept needs --reason "..."'),
         (("--accept", "--reason", " "), '--accept needs --reason "..."'),
         (("--reason", "x"), "--reason belongs to --accept"),
+        (("--accept", "--reason", "two\nlines"), "--reason is one line of at most 200 characters"),
+        (("--testbed", "x" * 201), "--testbed is one line of at most 200 characters"),
         (("--json", "--markdown"), "only one report goes to standard output"),
         (("other.toml",), "other.toml: no such file; `softgauge init` writes one"),
         (("--baseline", "../b.json"), "leads out of the repository"),
@@ -437,7 +460,7 @@ def test_annotations_and_the_summary_of_a_step(regressed):
     assert Path("summary.md").read_text().startswith("### ❌ regressed")
 
 
-HOSTILE = "a|b`<img src=x>\x1b[2J::error::%0A,\"&'\n\ud800"
+HOSTILE = "a|b`<img src=x>\x1b[2J##[stop-commands]x::error::%0A,\"&'\n\ud800"
 
 
 def hostile():
@@ -471,6 +494,7 @@ def test_markup_is_escaped_everywhere():
         made = make(told)
         made.encode()  # no lone surrogate is left
         assert "\x1b" not in made
+        assert "##[" not in made
     assert "<img" not in check_reports.markdown(told)
     for make in (check_reports.junit, check_reports.svg):
         tree = ET.fromstring(make(told).encode())
