@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -198,19 +198,11 @@ def load(path: Path, baseline: str | None = None) -> Suite:
     path = path.resolve()
     root = _root(path.parent)
     table, raw = _parsed(path, root)
-    cases: dict[str, Case] = {}
-    for where, file, rows, defaults in _included(path, root, table, raw, {path}):
-        for index, row in enumerate(rows):
-            for case in _resolved(row, defaults, file.parent, root, f"{where}: case {index} ({row['name']})"):
-                if case.name in cases:
-                    raise SuiteError(f"{where}: two cases are named {case.name}; a name is of one case")
-                cases[case.name] = case
-                if len(cases) > MOST_CASES:
-                    raise SuiteError(f"{where}: more than {MOST_CASES} cases; split the suite")
+    cases = _gathered(_included(path, root, table, raw, {path}), root)
     if not cases:
         raise SuiteError(f"{path.name} has no cases: add a [[case]], or an include")
     there = _inside(baseline if baseline is not None else table.baseline, path.parent, root, f"{path.name}: baseline")
-    return Suite(path, root, there, tuple(cases.values()), table.policy.model_dump())
+    return Suite(path, root, there, cases, table.policy.model_dump())
 
 
 def given(raw: Mapping[str, Any]) -> Suite:
@@ -227,21 +219,31 @@ def given(raw: Mapping[str, Any]) -> Suite:
         raise SuiteError(
             f"{where}: {stray} names a file, and there are none here: `softgauge check --url` runs a suite beside them"
         )
-    cases: dict[str, Case] = {}
-    for index, row in enumerate(raw.get("case", ())):
-        for case in _resolved(row, raw.get("defaults", {}), _NOWHERE, _NOWHERE, f"{where}: case {index} ({row['name']})"):
-            if case.name in cases:
-                raise SuiteError(f"{where}: two cases are named {case.name}; a name is of one case")
-            cases[case.name] = case
-            if len(cases) > MOST_CASES:
-                raise SuiteError(f"{where}: more than {MOST_CASES} cases; split the suite")
+    cases = _gathered([(where, _NOWHERE / where, raw.get("case", ()), raw.get("defaults", {}))], _NOWHERE)
     if not cases:
         raise SuiteError(f"{where} has no cases: add one to `case`")
-    return Suite(_NOWHERE, _NOWHERE, _NOWHERE, tuple(cases.values()), table.policy.model_dump())
+    return Suite(_NOWHERE, _NOWHERE, _NOWHERE, cases, table.policy.model_dump())
 
 
 _NOWHERE = Path("/nowhere")
 """Where the paths of a suite without files lead."""
+
+_Table = tuple[str, Path, Sequence[dict[str, Any]], dict[str, Any]]
+"""A file of a suite: how it is called, where it is, the cases as they are written, and its defaults."""
+
+
+def _gathered(tables: Iterable[_Table], root: Path) -> tuple[Case, ...]:
+    """The cases of all files, each of a name of its own."""
+    cases: dict[str, Case] = {}
+    for where, file, rows, defaults in tables:
+        for index, row in enumerate(rows):
+            for case in _resolved(row, defaults, file.parent, root, f"{where}: case {index} ({row['name']})"):
+                if case.name in cases:
+                    raise SuiteError(f"{where}: two cases are named {case.name}; a name is of one case")
+                cases[case.name] = case
+                if len(cases) > MOST_CASES:
+                    raise SuiteError(f"{where}: more than {MOST_CASES} cases; split the suite")
+    return tuple(cases.values())
 
 
 def _root(folder: Path) -> Path:
@@ -295,10 +297,8 @@ def _complaint(row: Any, raw: Mapping[str, Any]) -> str:
     return f"{': '.join(quoted(part) if '(' not in part else part for part in place)}: {row['msg']}{value}{known}"
 
 
-def _included(
-    path: Path, root: Path, table: SuiteTable, raw: Mapping[str, Any], seen: set[Path]
-) -> Iterator[tuple[str, Path, Sequence[dict[str, Any]], dict[str, Any]]]:
-    """The files of a suite: how each is called, the cases as they are written, and its defaults."""
+def _included(path: Path, root: Path, table: SuiteTable, raw: Mapping[str, Any], seen: set[Path]) -> Iterator[_Table]:
+    """The files of a suite, this one first."""
     where = str(path.relative_to(root))
     yield where, path, raw.get("case", []), raw.get("defaults", {})
     for given in table.include:
